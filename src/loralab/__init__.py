@@ -1,0 +1,48 @@
+"""loralab: the whole life of a LoRA adapter. Names are imported when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ConfigError": "loralab.errors",
+    "DataConfig": "loralab.config",
+    "DataPreprocessor": "loralab.data.examples",
+    "EarlyStoppingCallback": "transformers",
+    "EvaluationConfig": "loralab.config",
+    "ExperimentConfig": "loralab.config",
+    "InferencePipeline": "loralab.inference.pipeline",
+    "LoralabError": "loralab.errors",
+    "ModelConfig": "loralab.config",
+    "PEFTConfig": "loralab.config",
+    "PEFTTrainer": "loralab.training.trainer",
+    "Run": "loralab.runs",
+    "TrainingConfig": "loralab.config",
+    "attach": "loralab.adapters.attach",
+    "compare": "loralab.evaluation.compare",
+    "compose": "loralab.config",
+    "evaluate": "loralab.evaluation.evaluate",
+    "find_run": "loralab.runs",
+    "get_preprocessor": "loralab.data.examples",
+    "list_runs": "loralab.runs",
+    "load_base": "loralab.models.base",
+    "load_rows": "loralab.data.rows",
+    "train": "loralab.training.train",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOME:
+        raise AttributeError(f"module 'loralab' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

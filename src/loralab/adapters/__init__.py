@@ -1,0 +1,1 @@
+"""PEFT methods: attached to a base, counted, saved and loaded without loss."""

@@ -1,0 +1,153 @@
+"""Adapters on disk: plain PEFT, with a note of the base they were trained on.
+
+``adapter_model.safetensors`` and ``adapter_config.json`` are PEFT's own. Beside them
+stand the tokenizer with its chat template, and ``loralab.json``: the base's path,
+revision and fingerprint, the task and what it learnt (class names).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from loralab.config import TaskConfig
+from loralab.errors import AdapterError
+from loralab.models.base import LoadedModel
+from loralab.models.quiet import quiet_libraries
+
+FORMAT_VERSION = 1
+WEIGHTS = "adapter_model.safetensors"
+
+
+def template_hash(processor: Any) -> str | None:  # noqa: ANN401
+    """Return the sha256 of a tokenizer's chat template, or None."""
+    template = processor.chat_template
+    return hashlib.sha256(template.encode()).hexdigest() if template else None
+
+
+def save_weights(model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Write the adapter's weights and configuration, as PEFT does."""
+    with quiet_libraries():
+        model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card of PEFT's
+
+
+def save_adapter(
+    folder: Path,
+    model: Any,  # noqa: ANN401
+    loaded: LoadedModel,
+    task: TaskConfig,
+    state: dict[str, Any],
+) -> None:
+    """Write everything that is needed to use the adapter.
+
+    Args:
+        folder: An existing directory.
+        model: The PEFT model.
+        loaded: Its base.
+        task: The task's name and params.
+        state: What the task learnt from rows.
+    """
+    save_weights(model, folder)
+    loaded.processor.save_pretrained(folder)
+    note = {
+        "format": FORMAT_VERSION,
+        "base": {
+            "path": loaded.path,
+            "revision": loaded.revision,
+            "fingerprint": loaded.fingerprint,
+            "dtype": loaded.numerics.dtype,
+        },
+        "task": task.model_dump(mode="json"),
+        "task_state": state,
+        "chat_template_sha256": template_hash(loaded.processor),
+    }
+    text = json.dumps(note, indent=1)
+    (folder / "loralab.json").write_text(text, encoding="utf-8")
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return the content of an adapter's ``loralab.json``.
+
+    Raises:
+        AdapterError: missing, broken or of a later format.
+    """
+    try:
+        note = json.loads((folder / "loralab.json").read_text(encoding="utf-8"))
+        version = note["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            "loralab.json cannot be read", where=str(folder), why=str(error)
+        ) from None
+    if version > FORMAT_VERSION:
+        raise AdapterError(
+            f"format {version} is later than the {FORMAT_VERSION} known here",
+            where=str(folder),
+            fix="update loralab",
+        )
+    return dict(note)
+
+
+def check_base(note: dict[str, Any], loaded: LoadedModel, folder: Path) -> None:
+    """Refuse a base that the adapter was not trained on.
+
+    Raises:
+        AdapterError: the fingerprints differ.
+    """
+    trained_on = note["base"]
+    if trained_on["fingerprint"] != loaded.fingerprint:
+        raise AdapterError(
+            f"trained on {trained_on['path']} ({trained_on['fingerprint'][:12]}), "
+            f"and this is {loaded.path} ({loaded.fingerprint[:12]})",
+            where=str(folder),
+            why="an adapter is a difference to the very weights it was trained on",
+            fix="load that base",
+        )
+
+
+def load_weights(model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Load an adapter's weights into a PEFT model that was built for them.
+
+    Args:
+        model: A PEFT model with the same configuration.
+        folder: The directory with ``adapter_model.safetensors``.
+
+    Raises:
+        AdapterError: no safetensors, a broken file, a missing or unexpected key, or a
+            tensor of another shape. PEFT itself only warns of missing keys.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise AdapterError(
+            f"no {WEIGHTS}", where=str(folder), why="only safetensors are loaded"
+        )
+    try:
+        stored = load_file(file)
+    except SafetensorError as error:
+        raise AdapterError("not safetensors", where=str(file), why=str(error)) from None
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for kind, keys in (
+        ("misses", set(expected) - set(stored)),
+        ("has unexpected", set(stored) - set(expected)),
+    ):
+        if keys:
+            raise AdapterError(
+                f"the adapter {kind} {len(keys)} tensors, such as {sorted(keys)[0]}",
+                where=str(file),
+                fix="it belongs to another configuration, or the file is broken",
+            )
+    for name, tensor in stored.items():
+        if tensor.shape != expected[name].shape:
+            raise AdapterError(
+                f"{name} is {list(tensor.shape)}, expected "
+                f"{list(expected[name].shape)}",
+                where=str(file),
+            )
+    with quiet_libraries():
+        set_peft_model_state_dict(model, stored)

@@ -1,0 +1,1 @@
+"""PEFT methods: one file each; a function from params and targets to PEFT's config."""

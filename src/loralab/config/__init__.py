@@ -1,0 +1,27 @@
+"""What a run is: a frozen, strict schema, composed from YAML and `key=value`."""
+
+from loralab.config.compose import compose, load_resolved, validate
+from loralab.config.schema import (
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ModelConfig,
+    PEFTConfig,
+    SourceConfig,
+    TaskConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "PEFTConfig",
+    "SourceConfig",
+    "TaskConfig",
+    "TrainingConfig",
+    "compose",
+    "load_resolved",
+    "validate",
+]

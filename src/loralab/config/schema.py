@@ -1,0 +1,240 @@
+"""The schema of an experiment: what may stand in its YAML, and what it means.
+
+Every model is frozen and forbids unknown keys. A thing that is chosen by name (task,
+data source, PEFT method) is ``{name, params}``; its `params` are judged by the schema
+that the thing itself declares, so a new plug-in changes nothing here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from loralab import registry
+from loralab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+class Strict(BaseModel):
+    """Frozen, and no key beyond the declared ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Named(Strict):
+    """A thing chosen by name, with the params that its own schema allows."""
+
+    kind: ClassVar[str]
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+
+    @field_validator("name")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        try:
+            registry.get(cls.kind, name)
+        except ConfigError as error:
+            raise PydanticCustomError("unknown_name", "{m}", {"m": error.what}) from None
+        return name
+
+    @field_validator("params")
+    @classmethod
+    def _judged_by_its_own_schema(
+        cls, params: dict[str, Any], info: ValidationInfo
+    ) -> dict[str, Any]:
+        if "name" not in info.data:  # the name itself was wrong: one error is enough
+            return params
+        schema = registry.get(cls.kind, info.data["name"]).schema
+        return schema.model_validate(params).model_dump(mode="json")
+
+
+class TaskConfig(Named):
+    """How rows become model inputs, and what is supervised."""
+
+    kind = "task"
+
+
+class SourceConfig(Named):
+    """Where rows come from."""
+
+    kind = "data source"
+
+
+class PEFTConfig(Named):
+    """The PEFT method and its params."""
+
+    kind = "PEFT method"
+    name: str = "lora"
+
+
+class ModelConfig(Strict):
+    """The base model."""
+
+    path: str = Field(
+        description="`embedded:NAME`, a directory beginning with `.`, `/` or `~`, or a "
+        "hub id `ORG/NAME`"
+    )
+    revision: str | None = Field(
+        None, description="hub revision; resolved to a commit and locked into the run"
+    )
+    dtype: Literal["best", "fp32", "bf16", "fp16"] = Field(
+        "best",
+        description="dtype of base weights and matrix products; `best` is bf16 where "
+        "the hardware computes in it, else fp32. Trained weights are always fp32",
+    )
+    device: Literal["best", "cpu", "cuda", "mps"] = Field(
+        "best", description="`best` takes cuda, then mps, then cpu"
+    )
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+
+
+class MaxRows(Strict):
+    """How many rows of a split are kept at most; the seed decides which."""
+
+    train: int | None = Field(None, gt=0)
+    validation: int | None = Field(None, gt=0)
+    test: int | None = Field(None, gt=0)
+
+
+class DataConfig(Strict):
+    """Rows: their source, columns, splits, and what happens to bad ones."""
+
+    source: SourceConfig
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the task's column name -> the name it has in the source",
+    )
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="taken from train if the source has no such split"
+    )
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="taken from train if the source has no such split"
+    )
+    max_rows: MaxRows = MaxRows()
+    seed: int = Field(0, ge=0, description="decides the splits and `max_rows`")
+    duplicates: Literal["drop", "error", "keep"] = Field(
+        "drop",
+        description="rows that repeat another, or whose input stands in a later split "
+        "too (a leak). `drop` counts what it drops",
+    )
+    malformed: Literal["error", "skip"] = Field(
+        "error", description="a row that the task cannot use; `skip` counts them"
+    )
+
+    @model_validator(mode="after")
+    def _fractions_leave_training_rows(self) -> DataConfig:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise PydanticCustomError(
+                "no_training_rows",
+                "validation_fraction + test_fraction is {s}, so nothing is left to "
+                "train on; make the sum less than 1",
+                {"s": self.validation_fraction + self.test_fraction},
+            )
+        return self
+
+
+class EarlyStoppingConfig(Strict):
+    """Stop when the validation loss no longer falls, and keep the best checkpoint."""
+
+    patience: int = Field(3, gt=0, description="evaluations without improvement")
+    threshold: float = Field(0.0, ge=0, description="smallest fall that counts")
+
+
+class TrainingConfig(Strict):
+    """How the adapter is trained. Names are those of transformers."""
+
+    num_train_epochs: float = Field(3.0, gt=0)
+    max_steps: int = Field(-1, ge=-1, description="overrides num_train_epochs if > 0")
+    per_device_train_batch_size: int = Field(
+        8, gt=0, description="rows a micro-batch; packs where the task packs rows"
+    )
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="share of all steps")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial"
+    ] = "linear"
+    max_grad_norm: float = Field(1.0, ge=0, description="0 switches clipping off")
+    optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
+    seed: int = Field(0, ge=0, description="of adapter and head, row order, dropout")
+    gradient_checkpointing: bool = False
+    logging_steps: int = Field(10, gt=0)
+    eval_steps: int | None = Field(
+        None, gt=0, description="evaluate on validation rows; null: at each epoch's end"
+    )
+    save_steps: int | None = Field(
+        None, gt=0, description="write a checkpoint; null: when evaluated"
+    )
+    save_total_limit: int = Field(2, gt=0)
+    early_stopping: EarlyStoppingConfig | None = None
+
+    def to_training_arguments(self, output_dir: str) -> TrainingArguments:
+        """Return the transformers ``TrainingArguments`` of this configuration.
+
+        Args:
+            output_dir: The directory in which checkpoints are written.
+        """
+        from loralab.training.arguments import to_training_arguments
+
+        return to_training_arguments(self, output_dir)
+
+
+class EvaluationConfig(Strict):
+    """What is measured after training, and how sure the intervals are."""
+
+    splits: list[Literal["train", "validation", "test"]] = ["test"]
+    base: bool = Field(True, description="measure the base by the same code, paired")
+    per_device_eval_batch_size: int = Field(32, gt=0)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    resamples: int = Field(2000, ge=200, description="bootstrap draws over examples")
+    seed: int = Field(0, ge=0, description="of the bootstrap")
+
+
+class ExperimentConfig(Strict):
+    """A whole run. Two runs with equal configuration are the same run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    task: TaskConfig
+    model: ModelConfig
+    data: DataConfig
+    peft: PEFTConfig = PEFTConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _early_stopping_has_rows(self) -> ExperimentConfig:
+        own_split = self.data.validation_fraction > 0
+        if self.training.early_stopping and not own_split:
+            raise PydanticCustomError(
+                "no_validation_rows",
+                "training.early_stopping needs validation rows, and "
+                "data.validation_fraction is 0; set it, or early_stopping=null",
+            )
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Ten hex digits of the sha256 of everything but the name."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run directory: ``<name>-<hash>``."""
+        return f"{self.name}-{self.hash}"

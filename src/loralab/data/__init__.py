@@ -1,0 +1,1 @@
+"""Where rows come from; how a task turns rows into model inputs; batching."""

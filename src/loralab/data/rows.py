@@ -1,0 +1,248 @@
+"""Rows: read, checked, split, without leaks; and a fingerprint of the outcome.
+
+Splits depend on content, not on order: the inputs are ranked by sha256(seed, input)
+and the first ones are test, the next ones validation. Rows with an equal input
+therefore never stand in two splits that we make ourselves; where the source brings
+its own splits, such rows are dropped from the earlier one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from loralab import registry
+from loralab.config import DataConfig
+from loralab.data.embedded import RawRow
+from loralab.data.examples import DataPreprocessor
+from loralab.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PREPROCESSING_VERSION = 1
+"""Raised whenever the same file would give other examples."""
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A row that its task can use.
+
+    Attributes:
+        content: The task's own columns.
+        origin: ``file:line``.
+        split: The split the source gives it, or None.
+        input_key: sha256 of what the model is given.
+        row_key: sha256 of the whole content.
+    """
+
+    content: dict[str, Any]
+    origin: str
+    split: str | None
+    input_key: str
+    row_key: str
+
+
+@dataclass(frozen=True)
+class RowsReport:
+    """What happened between the source and the splits, as counts.
+
+    Attributes:
+        read: Rows in the source.
+        malformed: Rows the task could not use (`data.malformed=skip`).
+        duplicates: Rows that repeated another of their split.
+        leaks: Rows of an earlier split whose input stands in a later one too.
+        conflicts: Inputs that stand in a split with different answers.
+    """
+
+    read: int
+    malformed: int
+    duplicates: int
+    leaks: int
+    conflicts: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The splits, what was dropped on the way, and a fingerprint of all of it."""
+
+    splits: dict[str, Dataset]
+    fingerprint: str
+    report: RowsReport
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of rows of each split."""
+        return {name: len(rows) for name, rows in self.splits.items()}
+
+
+def _sha(*parts: object) -> str:
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _rename(columns: Mapping[str, Any], wanted: Mapping[str, str]) -> dict[str, Any]:
+    """Give the source's columns the names that the task uses."""
+    for name, own in wanted.items():
+        if own not in columns:
+            raise DataError(
+                f"the source has no column {own!r}; {nearest(own, map(str, columns))}",
+                where=f"data.columns.{name}",
+            )
+    taken = set(wanted.values())
+    kept = {k: v for k, v in columns.items() if k not in taken and k not in wanted}
+    return {**kept, **{name: columns[own] for name, own in wanted.items()}}
+
+
+def check_rows(
+    raw: Iterable[RawRow], config: DataConfig, task: DataPreprocessor
+) -> tuple[list[Checked], int]:
+    """Return the rows the task can use, and how many it cannot.
+
+    Raises:
+        DataError: a row is malformed and `config.malformed` is ``error``; it names
+            file and line of the first five.
+    """
+    good: list[Checked] = []
+    bad: list[str] = []
+    for row in raw:
+        reason = row.problem
+        if not reason:
+            try:
+                content = task.parse(_rename(row.columns, config.columns))
+            except ValueError as error:
+                reason = str(error)
+            else:
+                key = _sha(task.input_of(content))
+                good.append(
+                    Checked(content, row.origin, row.split, key, _sha(content))
+                )
+        if reason:
+            bad.append(f"{row.origin}: {reason}")
+    if bad and config.malformed == "error":
+        shown = "\n".join(f"  {line}" for line in bad[:5])
+        more = f"\n  … and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise DataError(
+            f"{len(bad)} of {len(bad) + len(good)} rows cannot be used\n{shown}{more}",
+            fix="mend them, or leave them out with data.malformed=skip",
+        )
+    if not good:
+        raise DataError("no usable row", why="; ".join(bad[:3]) or "the source is empty")
+    return good, len(bad)
+
+
+def assign_splits(rows: list[Checked], config: DataConfig) -> dict[str, list[Checked]]:
+    """Return the rows of each split; missing splits are drawn from the train rows."""
+    splits: dict[str, list[Checked]] = {name: [] for name in SPLITS}
+    pool: list[Checked] = []
+    for row in rows:
+        (splits[row.split] if row.split in ("validation", "test") else pool).append(row)
+    order = {key: _sha(config.seed, key) for key in {row.input_key for row in pool}}
+    pool_sizes = Counter(row.input_key for row in pool)
+    wanted = {"test": config.test_fraction, "validation": config.validation_fraction}
+    chosen: dict[str, str] = {}
+    ranked = iter(sorted(order, key=order.__getitem__))
+    for split, fraction in wanted.items():
+        count = 0 if splits[split] else round(fraction * len(pool))
+        taken = 0
+        while taken < count and (key := next(ranked, None)) is not None:
+            chosen[key] = split
+            taken += pool_sizes[key]
+    for row in pool:
+        splits[chosen.get(row.input_key, "train")].append(row)
+    return {name: found for name, found in splits.items() if found}
+
+
+def remove_duplicates(
+    splits: dict[str, list[Checked]], policy: str
+) -> tuple[dict[str, list[Checked]], dict[str, int]]:
+    """Return the splits without repeated and leaking rows, and the counts.
+
+    Raises:
+        DataError: the policy is ``error`` and there is one; both origins are named.
+    """
+    counts = {"duplicates": 0, "leaks": 0, "conflicts": 0}
+    later: dict[str, str] = {}
+    kept: dict[str, list[Checked]] = {}
+    for name in reversed([n for n in SPLITS if n in splits]):
+        seen: dict[str, str] = {}
+        inputs: dict[str, str] = {}
+        kept[name] = []
+        for row in splits[name]:
+            kind = ""
+            if row.row_key in seen:
+                kind, other = "duplicates", seen[row.row_key]
+            elif row.input_key in later:
+                kind, other = "leaks", later[row.input_key]
+            if kind:
+                counts[kind] += 1
+                if policy == "error":
+                    raise DataError(
+                        f"repeats {other}"
+                        + (" of a later split" if kind == "leaks" else ""),
+                        where=row.origin,
+                        fix="remove it, or set data.duplicates=drop",
+                    )
+            if not kind and row.input_key in inputs:
+                counts["conflicts"] += 1
+            seen.setdefault(row.row_key, row.origin)
+            inputs.setdefault(row.input_key, row.origin)
+            if not kind or policy == "keep":
+                kept[name].append(row)
+        later |= inputs
+    return {name: kept[name] for name in SPLITS if name in kept}, counts
+
+
+def load_rows(config: DataConfig, task: DataPreprocessor) -> Rows:
+    """Read the source and return its checked, split, leak-free rows.
+
+    Args:
+        config: Source, columns, splits and policies.
+        task: Decides which rows are usable and what an equal input is.
+
+    Raises:
+        DataError: malformed rows, duplicates under ``error``, or nothing to train on.
+    """
+    from datasets import Dataset
+
+    entry = registry.get("data source", config.source.name)
+    raw = entry.target(entry.schema(**config.source.params))
+    checked, malformed = check_rows(raw, config, task)
+    splits, counts = remove_duplicates(assign_splits(checked, config), config.duplicates)
+    limits = config.max_rows.model_dump()
+    for name, rows in splits.items():
+        if limits[name] and limits[name] < len(rows):
+            ranked = sorted(rows, key=lambda row: _sha("limit", config.seed, row.row_key))
+            kept = {id(row) for row in ranked[: limits[name]]}
+            splits[name] = [row for row in rows if id(row) in kept]
+    if not splits.get("train"):
+        raise DataError("no training row is left", fix="lower the fractions, add rows")
+    keys = {name: [row.row_key for row in rows] for name, rows in splits.items()}
+    return Rows(
+        {
+            name: Dataset.from_list(
+                [{**r.content, "origin": r.origin, "key": r.row_key} for r in rows]
+            )
+            for name, rows in splits.items()
+        },
+        _sha(PREPROCESSING_VERSION, keys),
+        RowsReport(len(checked) + malformed, malformed, **counts),
+    )
+
+
+def report_lines(report: RowsReport, policy: str) -> list[str]:
+    """Return in words what a reader must know of the rows that were not plain."""
+    counts = asdict(report)
+    verb = {"drop": "dropped", "keep": "KEPT"}.get(policy, policy)
+    texts = {
+        "malformed": "malformed rows skipped",
+        "duplicates": f"duplicate rows {verb}",
+        "leaks": f"rows whose input stands in a later split too {verb}",
+        "conflicts": "inputs that stand with different answers",
+    }
+    return [f"{counts[k]:,} {text}" for k, text in texts.items() if counts[k]]

@@ -1,0 +1,1 @@
+"""Tasks: one file each; a class that fulfils `DataPreprocessor`."""

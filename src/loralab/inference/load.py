@@ -1,0 +1,89 @@
+"""Load a trained adapter on its base, and refuse what does not belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loralab.adapters.attach import attach
+from loralab.adapters.files import check_base, load_weights, read_note, template_hash
+from loralab.config import ModelConfig
+from loralab.data.examples import DataPreprocessor, get_preprocessor
+from loralab.errors import AdapterError
+from loralab.models.base import LoadedModel, load_base
+from loralab.models.numerics import seed_everything
+from loralab.models.quiet import quiet_libraries
+from loralab.runs import Run
+
+
+@dataclass
+class LoadedAdapter:
+    """An adapter on its base, with the task that prepared its training rows.
+
+    Attributes:
+        model: The PEFT model in evaluation mode; `disable_adapter()` gives the base.
+        base: The base it sits on; its processor is the adapter's own.
+        task: The preprocessor, with the class names of training.
+    """
+
+    model: Any
+    base: LoadedModel
+    task: DataPreprocessor
+
+
+def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
+    """Load the adapter of a run.
+
+    The seed is that of training, so the base's untrained head is the one that training
+    began with, and a comparison with the base is one with the starting point.
+
+    Args:
+        run: A finished run.
+        model_changes: Fields of `ModelConfig` to load with, such as ``dtype="fp32"``.
+
+    Raises:
+        RunError: no adapter yet.
+        AdapterError: another base, missing keys, or a changed chat template.
+    """
+    folder = run.require_adapter()
+    note = read_note(folder)
+    config = run.config
+    task = get_preprocessor(config.task)
+    task.restore(note["task_state"])
+    seed_everything(config.training.seed)
+    wanted: dict[str, Any] = {"revision": note["base"]["revision"], **model_changes}
+    model_config = ModelConfig(**{**config.model.model_dump(), **wanted})
+    base = load_base(model_config, task.head, note["task_state"].get("labels", ()))
+    check_base(note, base, folder)
+    base.processor = _load_processor(folder, note)
+    task.prepare(base.processor)
+    _check_template(note, base.processor, folder)
+    attached = attach(base, config.peft, task.head)
+    load_weights(attached.model, folder)
+    return LoadedAdapter(attached.model.eval(), base, task)
+
+
+def _load_processor(folder: Path, note: dict[str, Any]) -> Any:  # noqa: ANN401
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_libraries():
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise AdapterError(
+            "the adapter's tokenizer cannot be loaded",
+            where=str(folder),
+            why=str(error).split("\n")[0],
+        ) from None
+
+
+def _check_template(note: dict[str, Any], processor: Any, folder: Path) -> None:  # noqa: ANN401
+    found, trained = template_hash(processor), note["chat_template_sha256"]
+    if found != trained:
+        raise AdapterError(
+            "the chat template is not the one of training",
+            where=str(folder / "chat_template.jinja"),
+            why="the model would be prompted in a shape it has not learnt",
+            fix="put the template back",
+        )

@@ -1,0 +1,1 @@
+"""Base models: where from, how loaded, facts about architectures."""

@@ -1,0 +1,263 @@
+"""`load_base`: a base model with its tokenizer, facts and fingerprint.
+
+Safe by construction: safetensors only, no remote code, and every missing weight is
+either the new head that the task asks for or an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loralab.config import ModelConfig
+from loralab.errors import ModelError
+from loralab.models.architecture import Facts, facts_of
+from loralab.models.embedded import check_folder, embedded_folder
+from loralab.models.numerics import Numerics, choose_numerics
+from loralab.models.quiet import quiet_libraries
+from loralab.runs.files import sha256_file
+
+HEADS = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model is: a folder here, or a commit on the hub.
+
+    Attributes:
+        load_from: What `from_pretrained` takes.
+        revision: The hub's commit, or None for a folder.
+        folder: The local folder.
+    """
+
+    load_from: str
+    revision: str | None
+    folder: Path
+
+
+@dataclass
+class LoadedModel:
+    """A base model, ready for an adapter.
+
+    Attributes:
+        model: The transformers model, on its device.
+        processor: Its tokenizer.
+        facts: Architecture, sizes, linear modules.
+        numerics: Device and dtype, with the reason.
+        new_modules: Top modules with newly initialised weights (a task's head).
+        path: As configured: ``embedded:minilm``, ``./folder`` or ``org/name``.
+        revision: The hub's commit, or None.
+        fingerprint: sha256 over the weights' files and the configuration.
+    """
+
+    model: Any
+    processor: Any
+    facts: Facts
+    numerics: Numerics
+    new_modules: tuple[str, ...]
+    path: str
+    revision: str | None
+    fingerprint: str
+
+
+def resolve_source(config: ModelConfig) -> Source:
+    """Return where the configured model is, downloading it from the hub if it is there.
+
+    Raises:
+        ModelError: no such folder, an ambiguous path, or the hub does not answer.
+    """
+    path = config.path
+    if path.startswith("embedded:"):
+        folder = embedded_folder(path.removeprefix("embedded:"))
+        check_folder(folder)
+        return Source(str(folder), None, folder)
+    if path.startswith((".", "/", "~")):
+        folder = Path(path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                "no model in this folder (it has no config.json)", where=path
+            )
+        return Source(str(folder), None, folder)
+    if Path(path).exists():
+        raise ModelError(
+            f"{path!r} may be a folder here or a hub id",
+            where="model.path",
+            fix=f"write ./{path} for the folder; rename the folder to use the hub's",
+        )
+    return _from_hub(path, config.revision)
+
+
+def _from_hub(path: str, revision: str | None) -> Source:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        with quiet_libraries():
+            folder = Path(
+                snapshot_download(path, revision=revision, allow_patterns=wanted)
+            )
+    except Exception as error:  # the hub client raises a dozen unrelated kinds
+        first = str(error).strip().splitlines()
+        raise ModelError(
+            f"cannot get {path!r} from the hub",
+            where="model.path",
+            why=first[0] if first else type(error).__name__,
+            fix="check the id and the network; or write embedded:NAME or ./FOLDER",
+        ) from None
+    return Source(str(folder), folder.name, folder)
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Return the sha256 over a model folder's configuration and weights."""
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(f"{file.name}:{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path, path: str) -> None:
+    """Refuse a folder that needs remote code or holds no safetensors."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"config.json is not JSON: {error}", where=path) from None
+    if not isinstance(config, dict):
+        raise ModelError("config.json is not a JSON object", where=path)
+    if "auto_map" in config:
+        raise ModelError(
+            "this model needs code from its repository, which is never run",
+            where=path,
+            fix="choose a model whose architecture is part of transformers",
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = [f.name for f in folder.glob("*.bin")]
+        raise ModelError(
+            "no .safetensors weights",
+            where=path,
+            why=f"{pickles[0]} is a pickle, which can run code" if pickles else "",
+            fix="convert the weights to safetensors first",
+        )
+
+
+def load_base(
+    config: ModelConfig, head: str, labels: Sequence[str] = ()
+) -> LoadedModel:
+    """Load a base model for a task.
+
+    Args:
+        config: Path, revision, dtype, device.
+        head: ``sequence-classification`` or ``causal-lm``.
+        labels: Class names, for a classification head.
+
+    Returns:
+        The model in evaluation mode; base weights in the chosen dtype, a new head in
+        fp32, initialised from torch's present seed.
+
+    Raises:
+        ModelError: not found, unsafe, broken, or without weights that the task needs.
+    """
+    numerics = choose_numerics(config.device, config.dtype)
+    source = resolve_source(config)
+    _check_folder(source.folder, config.path)
+    model, new = _load_model(config, source, numerics, head, labels)
+    return LoadedModel(
+        model=model,
+        processor=_load_tokenizer(source, config.path),
+        facts=facts_of(model, new),
+        numerics=numerics,
+        new_modules=new,
+        path=config.path,
+        revision=source.revision,
+        fingerprint=fingerprint_of(source.folder),
+    )
+
+
+def _load_tokenizer(source: Source, path: str) -> Any:  # noqa: ANN401
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_libraries():
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.load_from, use_fast=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "the tokenizer cannot be loaded", where=path, why=str(error).split("\n")[0]
+        ) from None
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "the tokenizer has no fast version, which gives character offsets",
+            where=path,
+            fix="add a tokenizer.json",
+        )
+    return tokenizer
+
+
+def _load_model(
+    config: ModelConfig,
+    source: Source,
+    numerics: Numerics,
+    head: str,
+    labels: Sequence[str],
+) -> tuple[Any, tuple[str, ...]]:
+    import transformers
+
+    extra: dict[str, Any] = {}
+    if labels:
+        extra["id2label"] = dict(enumerate(labels))
+        extra["label2id"] = {label: i for i, label in enumerate(labels)}
+        extra["num_labels"] = len(labels)
+    try:
+        with quiet_libraries():
+            model, info = getattr(transformers, HEADS[head]).from_pretrained(
+                source.load_from,
+                dtype=numerics.torch_dtype,
+                attn_implementation=config.attn_implementation,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **extra,
+            )
+    except Exception as error:  # corrupt files surface as many unrelated kinds
+        first = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"cannot be loaded for {head}", where=config.path, why=first
+        ) from None
+    new = _new_modules(info["missing_keys"], head, config.path)
+    _only_head_is_new(model, new, config.path)
+    for name in new:
+        model.get_submodule(name).float()
+    model.config.use_cache = False
+    return model.to(numerics.device).eval(), new
+
+
+def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...]:
+    """Return the top modules of missing weights; a language model may miss none."""
+    if missing and head == "causal-lm":
+        raise ModelError(
+            f"{len(missing)} weights are missing, such as {sorted(missing)[0]}",
+            where=path,
+            why="they would be random",
+            fix="choose a model that was trained for generation",
+        )
+    return tuple(sorted({key.rpartition(".")[0] for key in missing}))
+
+
+def _only_head_is_new(model: Any, new: Sequence[str], path: str) -> None:  # noqa: ANN401
+    body = f"{model.base_model_prefix}."
+    # A pooler may be new: many encoders ship without one, and it is trained with the head
+    inside = [n for n in new if n.startswith(body) and "pooler" not in n]
+    if inside:
+        raise ModelError(
+            f"weights of the body are missing: {', '.join(inside[:3])}",
+            where=path,
+            why="they would be random",
+            fix="the files are broken or of another architecture",
+        )

@@ -1,0 +1,1 @@
+"""The trainer, its callbacks, guards and checkpoints."""

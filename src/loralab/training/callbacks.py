@@ -1,0 +1,177 @@
+"""Callbacks: what is told of training, and guards against silent failure."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from loralab.errors import TrainingError
+from loralab.runs.environment import peak_memory_bytes
+from loralab.training.events import EventLog
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+MOVES_CHECKED_AFTER = 3
+
+
+class ReportCallback(TrainerCallback):
+    """Emits an event for every log, evaluation and checkpoint, with rate and ETA."""
+
+    def __init__(self, log: EventLog, counts: dict[str, int]) -> None:
+        self._log = log
+        self._counts = counts
+        self._started = 0.0
+        self._first_step = 0
+        self.seconds = 0.0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Note where this session begins."""
+        self._first_step = state.global_step
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Start the clock; evaluation and saving are not on it."""
+        self._started = time.perf_counter()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Stop the clock and tell how far we are."""
+        self.seconds += time.perf_counter() - self._started
+        done = state.global_step - self._first_step
+        left = (state.max_steps - state.global_step) * self.seconds / done
+        self._log.tell(
+            "step",
+            step=state.global_step,
+            of=state.max_steps,
+            eta_seconds=left,
+            tokens_per_second=self._counts["tokens"] / self.seconds,
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Emit loss and learning rate."""
+        if not logs or "loss" not in logs:
+            return
+        self._log.emit(
+            "log",
+            step=state.global_step,
+            epoch=round(float(state.epoch or 0), 4),
+            loss=logs["loss"],
+            grad_norm=logs.get("grad_norm"),
+            learning_rate=logs["learning_rate"],
+            tokens_per_second=round(self._counts["tokens"] / self.seconds, 1),
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Emit the validation metrics."""
+        self._log.emit("validation", step=state.global_step, **(metrics or {}))
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Emit that a checkpoint stands."""
+        self._log.emit("checkpoint", step=state.global_step)
+
+
+class MovementGuard(TrainerCallback):
+    """Asserts that every trained tensor has moved after three steps.
+
+    LoRA's B moves at the first step, A at the second (its gradient is zero while B is);
+    steps with a learning rate of zero (warm-up) do not count.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[float, float]] = {}
+        self._steps = 0
+
+    @staticmethod
+    def _digest(tensor: torch.Tensor) -> tuple[float, float]:
+        exact = tensor.detach().double()
+        return float(exact.sum()), float(exact.square().sum())
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Remember every trained tensor by a digest."""
+        self._before = {
+            name: self._digest(p)
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,  # noqa: ANN401
+        lr_scheduler: Any = None,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Count the step, and compare after the third.
+
+        Raises:
+            TrainingError: tensors stand still; they are named.
+        """
+        if not self._before or max(lr_scheduler.get_last_lr()) == 0:
+            return
+        self._steps += 1
+        if self._steps < MOVES_CHECKED_AFTER:
+            return
+        still = [
+            name
+            for name, p in model.named_parameters()
+            if name in self._before and self._digest(p) == self._before[name]
+        ]
+        if still:
+            raise TrainingError(
+                f"{len(still)} of {len(self._before)} trained tensors have not moved "
+                f"after {self._steps} steps",
+                where=still[0],
+                why="no gradient reaches them, or the learning rate is too small",
+                fix="check target modules, gradient checkpointing and learning rate",
+            )
+        self._before = {}

@@ -1,0 +1,43 @@
+"""The event log of a run: ``metrics.jsonl``, one JSON object a line.
+
+Everything that wants to watch a run (the command line's progress, a tracker) subscribes
+to the same events that are written down.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from loralab.runs import Run
+from loralab.runs.files import write_text
+from loralab.runs.run import now
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class EventLog:
+    """Appends events to a run's log and tells the subscriber."""
+
+    def __init__(self, run: Run, on_event: OnEvent | None = None) -> None:
+        self._file = run.path / "metrics.jsonl"
+        self._run = run
+        self._on_event = on_event
+
+    def tell(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+        """Tell the subscriber only; for what is of no interest afterwards."""
+        if self._on_event:
+            self._on_event({"event": event, **fields})
+
+    def emit(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+        """Write an event down and tell the subscriber."""
+        line = json.dumps({"event": event, "time": now(), **fields})
+        with self._file.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+        self.tell(event, **fields)
+
+    def rewind(self, step: int) -> None:
+        """Drop the events of steps after `step`, and a half last line of a kill."""
+        kept = [e for e in self._run.events() if e.get("step", 0) <= step]
+        write_text(self._file, "".join(json.dumps(e) + "\n" for e in kept))

@@ -1,0 +1,210 @@
+"""`PEFTTrainer`: transformers' `Trainer` with our batches, loss, evaluation, checkpoints.
+
+The loss of an optimizer step is the mean over all labels of the step,
+
+    L = Σ_micro-batches Σ_labels −log p(label) / N,   N = labels of the whole step,
+
+so its gradient does not depend on how the step is split into micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from loralab.adapters.files import load_weights, save_weights
+from loralab.data.batching import EpochBatches, collate, unit_lengths, units
+from loralab.data.examples import IGNORE, Examples
+from loralab.errors import TrainingError
+from loralab.evaluation.predict import predict
+from loralab.models.base import LoadedModel
+from loralab.models.forward import supervised_logits
+from loralab.runs.files import atomic_directory, remove_directory
+from loralab.training.checkpoint import (
+    generators,
+    read_state,
+    set_generators,
+    step_of,
+    write_state,
+)
+
+
+class PEFTTrainer(Trainer):
+    """Trains a PEFT model on `Examples`.
+
+    Attributes:
+        counts: Tokens, positions (with padding) and labels seen in this session.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401
+        args: TrainingArguments,
+        base: LoadedModel,
+        train: Examples,
+        validation: Examples | None,
+        callbacks: Sequence[TrainerCallback] = (),
+        eval_batch_size: int = 32,
+    ) -> None:
+        self._base = base
+        self._train = train
+        self._validation = validation
+        self._eval_batch_size = eval_batch_size
+        self._units = units(train)
+        self.counts = {"tokens": 0, "positions": 0, "labels": 0}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self._units,
+            eval_dataset=self._validation,
+            data_collator=self._collate,
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True
+
+    def _collate(self, batch: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        return collate(self._train, batch, self._base.processor.pad_token_id)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return batches in an order that seed and epoch alone decide."""
+        sampler = EpochBatches(
+            unit_lengths(self._train, self._units),
+            self.args.per_device_train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.args.seed,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self._units,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=self._collate,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """Return the micro-batches of a step, and the number of labels in all."""
+        batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
+        labels = sum(int((b["labels"] != IGNORE).sum()) for b in batches)
+        for batch in batches:
+            held = batch["input_ids"].numel()
+            mask = batch.get("attention_mask")
+            owner = batch["example"]
+            real = int(mask.sum()) if mask is not None else int((owner >= 0).sum())
+            self.counts["positions"] += held
+            self.counts["tokens"] += real
+        self.counts["labels"] += labels
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor(labels, device=device)
+            labels = int(self.accelerator.gather(mine).sum())
+        return batches, labels
+
+    def compute_loss(
+        self,
+        model: Any,  # noqa: ANN401
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> torch.Tensor:
+        """Return the micro-batch's share of the step's mean cross-entropy, a scalar.
+
+        Raises:
+            TrainingError: it is NaN or infinite.
+        """
+        logits_NC, labels_N, _ = supervised_logits(model, inputs, self._base.numerics)  # noqa: N806
+        count = num_items_in_batch or len(labels_N)
+        loss = cross_entropy(logits_NC, labels_N, reduction="sum") / count
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}",
+                why="the learning rate is too high, or the base's weights are broken",
+                fix="lower training.learning_rate, or set model.dtype=fp32",
+            )
+        return loss * self.accelerator.num_processes  # DDP averages over processes
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+        """Return the validation cross-entropy (and accuracy) of the present adapter."""
+        if self._validation is None:
+            raise TrainingError("there are no validation rows")
+        said = predict(self.model, self._base, self._validation, self._eval_batch_size)
+        metrics = {"eval_loss": said.cross_entropy}
+        if said.predicted is not None:
+            right = said.predicted == np.asarray(self._validation.labels)
+            metrics["eval_accuracy"] = float(right.mean())
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    # ---- checkpoints: ours, atomic and without pickle ----
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.state.best_global_step:
+            best = folder.with_name(f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best)
+        everyone = [*self.callback_handler.callbacks, self.control]
+        for callback in everyone:
+            if isinstance(callback, ExportableState):
+                name = type(callback).__name__
+                self.state.stateful_callbacks[name] = callback.state()
+        over = self.state.global_step >= self.state.max_steps
+        with atomic_directory(folder) as temporary:
+            save_weights(self.model, temporary)
+            write_state(
+                temporary,
+                optimizer=self.optimizer.state_dict(),
+                scheduler=self.lr_scheduler.state_dict(),
+                generators=generators(),
+                finished=over or self.control.should_training_stop,
+            )
+            self.state.save_to_json(str(temporary / "trainer_state.json"))
+        self._rotate(folder)
+
+    def _rotate(self, newest: Path) -> None:
+        """Keep the newest checkpoints and the best one."""
+        kept = {newest.name, Path(self.state.best_model_checkpoint or ".").name}
+        found = sorted(newest.parent.glob("checkpoint-*"), key=step_of)
+        others = [p for p in found if p.name not in kept]
+        excess = max(0, len(found) - (self.args.save_total_limit or len(found)))
+        for old in others[:excess]:
+            remove_directory(old)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:  # noqa: ANN401
+        load_weights(self.model, Path(checkpoint))
+
+    def _load_best_model(self) -> None:
+        # the run may have been moved since: only the name of the folder counts
+        name = Path(self.state.best_model_checkpoint).name
+        load_weights(self.model, Path(self.args.output_dir) / name)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = read_state(Path(checkpoint))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_generators(read_state(Path(checkpoint))["generators"])
+
+    def finish_from(self, checkpoint: Path) -> None:
+        """Take the adapter of a training that had ended when it was killed."""
+        from transformers import TrainerState
+
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
