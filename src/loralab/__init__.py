@@ -36,7 +36,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'loralab' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

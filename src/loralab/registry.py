@@ -20,7 +20,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic_core import PydanticCustomError
 
 from loralab.errors import ConfigError, nearest
 
@@ -34,10 +35,21 @@ PACKAGES = {
 T = TypeVar("T")
 
 
-class Params(BaseModel):
-    """Base of the schemas that named things declare for their own `params`."""
+class Strict(BaseModel):
+    """Frozen, no key beyond the declared ones, and none left at Hydra's ``???``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_set(cls, value: Any) -> Any:
+        if value == "???":
+            raise PydanticCustomError("missing", "must be set")
+        return value
+
+
+class Params(Strict):
+    """Base of the schemas that named things declare for their own `params`."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +64,7 @@ class Entry:
 _entries: dict[tuple[str, str], Entry] = {}
 
 
-def register(
-    kind: str, name: str, schema: type[Params] = Params
-) -> Callable[[T], T]:
+def register(kind: str, name: str, schema: type[Params] = Params) -> Callable[[T], T]:
     """Register the decorated function or class as the `kind` called `name`."""
     if kind not in PACKAGES:
         raise ConfigError(f"no such kind: {kind!r}", fix=nearest(kind, PACKAGES))

@@ -73,7 +73,7 @@ def attach(loaded: LoadedModel, config: PEFTConfig, head: str) -> Attached:
     )
 
 
-def _check_keys(params: Any, matched: dict[str, list[str]]) -> None:  # noqa: ANN401
+def _check_keys(params: Any, matched: dict[str, list[str]]) -> None:
     """Every key of a rank pattern must end a targeted module's path."""
     names = [name for found in matched.values() for name in found]
     for key in getattr(params, "rank_pattern", {}):
@@ -85,7 +85,7 @@ def _check_keys(params: Any, matched: dict[str, list[str]]) -> None:  # noqa: AN
             )
 
 
-def effective_scales(model: Any) -> dict[float, int]:  # noqa: ANN401
+def effective_scales(model: Any) -> dict[float, int]:
     """Return how many adapted modules have which effective scale."""
     found: dict[float, int] = {}
     for module in model.modules():
@@ -97,7 +97,7 @@ def effective_scales(model: Any) -> dict[float, int]:  # noqa: ANN401
 
 
 def check_adapted(
-    model: Any,  # noqa: ANN401
+    model: Any,
     matched: dict[str, list[str]],
     new_modules: tuple[str, ...],
 ) -> None:

@@ -21,13 +21,13 @@ FORMAT_VERSION = 1
 WEIGHTS = "adapter_model.safetensors"
 
 
-def template_hash(processor: Any) -> str | None:  # noqa: ANN401
+def template_hash(processor: Any) -> str | None:
     """Return the sha256 of a tokenizer's chat template, or None."""
     template = processor.chat_template
     return hashlib.sha256(template.encode()).hexdigest() if template else None
 
 
-def save_weights(model: Any, folder: Path) -> None:  # noqa: ANN401
+def save_weights(model: Any, folder: Path) -> None:
     """Write the adapter's weights and configuration, as PEFT does."""
     with quiet_libraries():
         model.save_pretrained(folder, save_embedding_layers=False)
@@ -36,7 +36,7 @@ def save_weights(model: Any, folder: Path) -> None:  # noqa: ANN401
 
 def save_adapter(
     folder: Path,
-    model: Any,  # noqa: ANN401
+    model: Any,
     loaded: LoadedModel,
     task: TaskConfig,
     state: dict[str, Any],
@@ -107,7 +107,7 @@ def check_base(note: dict[str, Any], loaded: LoadedModel, folder: Path) -> None:
         )
 
 
-def load_weights(model: Any, folder: Path) -> None:  # noqa: ANN401
+def load_weights(model: Any, folder: Path) -> None:
     """Load an adapter's weights into a PEFT model that was built for them.
 
     Args:

@@ -6,6 +6,7 @@ are handed to it as additions (`++key=value`) and the schema judges all of them 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,10 @@ def find_experiment(experiment: str) -> Path:
         path = Path(experiment).expanduser()
         if not path.is_file():
             raise ConfigError("no such file", where=experiment)
+        if path.suffix == ".yml":
+            raise ConfigError(
+                "Hydra reads only .yaml", where=experiment, fix="rename the file"
+            )
         return path.resolve()
     known = presets("experiment")
     if experiment not in known:
@@ -55,6 +60,9 @@ def find_experiment(experiment: str) -> Path:
 
 def _as_override(text: str) -> str:
     """Turn the user's ``group=option`` or ``key=value`` into Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
     key, equals, value = text.partition("=")
     bare = key.lstrip("+~")
     if not equals or not bare:
@@ -65,6 +73,13 @@ def _as_override(text: str) -> str:
         raise ConfigError(
             f"{text!r}: a key is set, not added or deleted", fix=f"write {bare}={value}"
         )
+    try:
+        OverridesParser.create().parse_override(text)
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"{text!r} cannot be read: {str(error).splitlines()[0]}",
+            fix="quote values with brackets, commas or spaces: key='\"a, b\"'",
+        ) from None
     if bare not in GROUPS or value.startswith("{"):
         return f"++{text}"
     if value not in presets(bare):
@@ -87,17 +102,17 @@ def _compose_raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     own = path.is_relative_to(PRESETS)
     root = PRESETS if own else path.parent
     name = str(path.relative_to(root).with_suffix(""))
-    search = [] if own else [f"hydra.searchpath=[file://{PRESETS}]"]
+    search = [] if own else [f'hydra.searchpath=["file://{PRESETS.as_posix()}"]']
     given = [_as_override(text) for text in overrides]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(root), version_base="1.3"):
             composed = hydra_compose(name, overrides=[*search, *given])
-        if "${oc.env" in OmegaConf.to_yaml(composed, resolve=False):
+        if re.search(r"\$\{\s*oc\.env\b", OmegaConf.to_yaml(composed)):
             raise ConfigError(
                 "an experiment may not read the environment",
                 where=path.name,
-                why="its resolved values are written into the run, and a secret with it",
+                why="its values are written into the run, and a secret with them",
             )
         raw = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

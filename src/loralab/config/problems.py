@@ -1,4 +1,4 @@
-"""From pydantic's errors to ours: which key, which value, why, nearest spelling, fix."""
+"""From pydantic's errors to ours: key, value, reason, nearest spelling, fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401
+def _model_in(annotation: Any) -> type[BaseModel] | None:
     """Return the pydantic model in an annotation such as ``X`` or ``X | None``."""
     from pydantic import BaseModel
 
@@ -42,7 +42,7 @@ def keys_at(path: tuple[str, ...], names: dict[str, str]) -> list[str]:
     return list(model.model_fields) if model else []
 
 
-def _chosen_names(raw: Any, path: str = "") -> dict[str, str]:  # noqa: ANN401
+def _chosen_names(raw: Any, path: str = "") -> dict[str, str]:
     """Collect every ``name`` in the raw configuration, by the path it stands at."""
     if not isinstance(raw, dict):
         return {}
@@ -60,14 +60,14 @@ def _problem(detail: ErrorDetails, names: dict[str, str], where: str) -> ConfigE
         hint = nearest(path[-1], keys_at(path[:-1], names))
         fix = "correct the spelling, or remove the key"
         return ConfigError(f"unknown key (= {value!r}); {hint}", where=place, fix=fix)
-    if detail["type"] == "missing" or value == "???":
+    if detail["type"] == "missing":
         return ConfigError("must be set", where=place, fix=f"add {key}=VALUE")
     if detail["type"] in ("unknown_name", "no_training_rows", "no_validation_rows"):
         return ConfigError(detail["msg"], where=place)
     return ConfigError(f"{value!r}: {detail['msg'].lower()}", where=place)
 
 
-def config_errors(error: ValidationError, raw: Any, where: str = "") -> ConfigErrors:  # noqa: ANN401
+def config_errors(error: ValidationError, raw: Any, where: str = "") -> ConfigErrors:
     """Return our errors for all that pydantic found.
 
     Args:

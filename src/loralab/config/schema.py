@@ -12,8 +12,6 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationInfo,
     field_validator,
@@ -23,15 +21,10 @@ from pydantic_core import PydanticCustomError
 
 from loralab import registry
 from loralab.errors import ConfigError
+from loralab.registry import Strict
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-
-class Strict(BaseModel):
-    """Frozen, and no key beyond the declared ones."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Named(Strict):
@@ -48,7 +41,9 @@ class Named(Strict):
         try:
             registry.get(cls.kind, name)
         except ConfigError as error:
-            raise PydanticCustomError("unknown_name", "{m}", {"m": error.what}) from None
+            raise PydanticCustomError(
+                "unknown_name", "{m}", {"m": error.what}
+            ) from None
         return name
 
     @field_validator("params")
@@ -189,7 +184,7 @@ class TrainingConfig(Strict):
         Args:
             output_dir: The directory in which checkpoints are written.
         """
-        from loralab.training.arguments import to_training_arguments
+        from loralab.config.arguments import to_training_arguments
 
         return to_training_arguments(self, output_dir)
 

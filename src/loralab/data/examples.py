@@ -1,4 +1,4 @@
-"""What a task makes of rows: `Examples`; and what every task can do: `DataPreprocessor`.
+"""What a task makes of rows (`Examples`) and can do (`DataPreprocessor`).
 
 Shape suffixes: B batch, T tokens of the longest in the batch.
 """
@@ -79,18 +79,18 @@ class DataPreprocessor(Protocol):
         """
 
     def input_of(self, row: Mapping[str, Any]) -> str:
-        """Return what the model is given: rows with an equal one must share a split."""
+        """Return what the model is given; rows with an equal one share a split."""
 
     def fit(self, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-        """Learn from all splits what encoding needs (class names); return it as JSON."""
+        """Learn from all splits what encoding needs (class names), as JSON."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `fit` returned when the adapter was trained."""
 
-    def prepare(self, processor: Any) -> None:  # noqa: ANN401
+    def prepare(self, processor: Any) -> None:
         """Check the tokenizer for what the task needs of it, and set it up."""
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:  # noqa: ANN401
+    def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
         """Return the model inputs of checked rows."""
 
 

@@ -83,17 +83,15 @@ class Rows:
 
 def _sha(*parts: object) -> str:
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _rename(columns: Mapping[str, Any], wanted: Mapping[str, str]) -> dict[str, Any]:
     """Give the source's columns the names that the task uses."""
     for name, own in wanted.items():
         if own not in columns:
-            raise DataError(
-                f"the source has no column {own!r}; {nearest(own, map(str, columns))}",
-                where=f"data.columns.{name}",
-            )
+            hint = nearest(own, map(str, columns))
+            raise ValueError(f"no column {own!r} (data.columns.{name}); {hint}")
     taken = set(wanted.values())
     kept = {k: v for k, v in columns.items() if k not in taken and k not in wanted}
     return {**kept, **{name: columns[own] for name, own in wanted.items()}}
@@ -115,13 +113,11 @@ def check_rows(
         if not reason:
             try:
                 content = task.parse(_rename(row.columns, config.columns))
-            except ValueError as error:
+                keys = _sha(task.input_of(content)), _sha(content)
+            except ValueError as error:  # a lone surrogate has no UTF-8, hence no key
                 reason = str(error)
             else:
-                key = _sha(task.input_of(content))
-                good.append(
-                    Checked(content, row.origin, row.split, key, _sha(content))
-                )
+                good.append(Checked(content, row.origin, row.split, *keys))
         if reason:
             bad.append(f"{row.origin}: {reason}")
     if bad and config.malformed == "error":
@@ -132,7 +128,9 @@ def check_rows(
             fix="mend them, or leave them out with data.malformed=skip",
         )
     if not good:
-        raise DataError("no usable row", why="; ".join(bad[:3]) or "the source is empty")
+        raise DataError(
+            "no usable row", why="; ".join(bad[:3]) or "the source is empty"
+        )
     return good, len(bad)
 
 
@@ -213,11 +211,15 @@ def load_rows(config: DataConfig, task: DataPreprocessor) -> Rows:
     entry = registry.get("data source", config.source.name)
     raw = entry.target(entry.schema(**config.source.params))
     checked, malformed = check_rows(raw, config, task)
-    splits, counts = remove_duplicates(assign_splits(checked, config), config.duplicates)
+    splits, counts = remove_duplicates(
+        assign_splits(checked, config), config.duplicates
+    )
     limits = config.max_rows.model_dump()
     for name, rows in splits.items():
         if limits[name] and limits[name] < len(rows):
-            ranked = sorted(rows, key=lambda row: _sha("limit", config.seed, row.row_key))
+            ranked = sorted(
+                rows, key=lambda row: _sha("limit", config.seed, row.row_key)
+            )
             kept = {id(row) for row in ranked[: limits[name]]}
             splits[name] = [row for row in rows if id(row) in kept]
     if not splits.get("train"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loralab import registry
 from loralab.config import EvaluationConfig
@@ -102,9 +103,10 @@ def evaluate_split(
         "seconds": seconds,
         "metrics": summarize(adapter.task, examples, arms, config),
     }
-    if isinstance(adapter.task, TextClassification):
+    predicted = arms["adapter"].predicted
+    if isinstance(adapter.task, TextClassification) and predicted is not None:
         result["majority"] = _majority(examples)
-        result["per_class"] = per_class(adapter.task, examples, arms["adapter"])
+        result["per_class"] = per_class(adapter.task, examples, predicted)
     write_json(run.path / "eval" / f"{split}.json", result)
     with atomic_file(run.path / "eval" / f"predictions-{split}.parquet") as file:
         _write_predictions(str(file), adapter.task, listed, arms)
@@ -127,7 +129,7 @@ def _measure(
                 at = {"split": split, "arm": arm, "done": done, "of": of}
                 on_event({"event": "evaluating", **at})
 
-        def run_arm(tell: Any = tell) -> Predictions:  # noqa: ANN401
+        def run_arm(tell: Any = tell) -> Predictions:
             size = config.per_device_eval_batch_size
             return predict(adapter.model, adapter.base, examples, size, tell)
 
@@ -186,12 +188,12 @@ def _majority(examples: Examples) -> float:
 
 
 def per_class(
-    task: TextClassification, examples: Examples, said: Predictions
+    task: TextClassification, examples: Examples, predicted: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
     """Return support, precision, recall and F1 of each class."""
     count = len(task.labels)
     confusion = np.zeros((count, count))
-    np.add.at(confusion, (np.asarray(examples.labels), said.predicted), 1)
+    np.add.at(confusion, (np.asarray(examples.labels), predicted), 1)
     right = np.diag(confusion)
     with np.errstate(invalid="ignore"):
         precision, recall = right / confusion.sum(0), right / confusion.sum(1)

@@ -41,7 +41,7 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def _percentiles(value: float, draws_R: Floats, confidence: float) -> Interval:  # noqa: N803
+def _percentiles(value: float, draws_R: Floats, confidence: float) -> Interval:
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(draws_R, [tail, 100 - tail])
     return Interval(value, float(low), float(high))
@@ -59,8 +59,8 @@ def wilson(successes: int, n: int, confidence: float) -> Interval:
 
 
 def confusion_intervals(
-    true_E: Ints,  # noqa: N803
-    arms_E: tuple[Ints, ...],  # noqa: N803
+    true_E: Ints,
+    arms_E: tuple[Ints, ...],
     metric: Metric,
     classes: int,
     confidence: float,
@@ -79,14 +79,12 @@ def confusion_intervals(
         seed: Of the draws.
     """
     n = len(true_E)
-    cells, counts_K = np.unique(  # noqa: N806
-        np.stack([true_E, *arms_E]), axis=1, return_counts=True
-    )
+    cells, counts_K = np.unique(np.stack([true_E, *arms_E]), axis=1, return_counts=True)
     rng = np.random.default_rng(seed)
-    draws_RK = rng.multinomial(n, counts_K / n, size=resamples)  # noqa: N806
+    draws_RK = rng.multinomial(n, counts_K / n, size=resamples)
     found, drawn, values = [], [], []
     for arm in range(1, len(cells)):
-        flat_K = cells[0] * classes + cells[arm]  # noqa: N806
+        flat_K = cells[0] * classes + cells[arm]
         onto = np.zeros((len(flat_K), classes**2))
         onto[np.arange(len(flat_K)), flat_K] = 1
         one = (counts_K @ onto).reshape(classes, classes)
@@ -102,7 +100,7 @@ def confusion_intervals(
 
 def ratio_intervals(
     sums: tuple[Floats, ...],
-    weights_E: Floats,  # noqa: N803
+    weights_E: Floats,
     confidence: float,
     resamples: int,
     seed: int,
@@ -126,7 +124,7 @@ def ratio_intervals(
     for start in range(0, resamples, 100):  # bounds the memory to 100 × E counts
         size = min(100, resamples - start)
         parts.append(rng.multinomial(n, np.full(n, 1 / n), size=size) @ columns)
-    totals_R = np.concatenate(parts)  # noqa: N806
+    totals_R = np.concatenate(parts)
     drawn = [totals_R[:, arm] / totals_R[:, 0] for arm in range(1, len(sums) + 1)]
     values = [float(arm.sum() / weights_E.sum()) for arm in sums]
     found = [

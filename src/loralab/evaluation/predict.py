@@ -50,7 +50,7 @@ class Predictions:
 
 
 def predict(
-    model: Any,  # noqa: ANN401
+    model: Any,
     base: LoadedModel,
     examples: Examples,
     batch_size: int,
@@ -76,7 +76,9 @@ def predict(
     was_training = model.training
     model.eval()
     for done, batch in enumerate(order, 1):
-        made = collate(examples, [groups[i] for i in batch], base.processor.pad_token_id)
+        made = collate(
+            examples, [groups[i] for i in batch], base.processor.pad_token_id
+        )
         moved = {name: t.to(base.numerics.device) for name, t in made.items()}
         with torch.inference_mode():
             logits, truth, owner = supervised_logits(model, moved, base.numerics)
@@ -95,7 +97,7 @@ def predict(
     return Predictions(rows, nll, labels, predicted, probability)
 
 
-def _best(logits_NC: torch.Tensor) -> tuple[Any, Any]:  # noqa: N803
+def _best(logits_NC: torch.Tensor) -> tuple[Any, Any]:
     top = logits_NC.softmax(-1).max(-1)
     return top.indices.cpu().numpy(), top.values.double().cpu().numpy()
 
@@ -107,8 +109,8 @@ def _by_row(
     rows, where = np.unique(np.asarray(examples.row), return_inverse=True)
     return Predictions(
         rows,
-        np.bincount(where, weights=nll),
-        np.bincount(where, weights=labels),
+        np.bincount(where, weights=nll).astype(np.float64),
+        np.bincount(where, weights=labels).astype(np.float64),
         None,
         None,
     )

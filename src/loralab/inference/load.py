@@ -64,7 +64,7 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     return LoadedAdapter(attached.model.eval(), base, task)
 
 
-def _load_processor(folder: Path, note: dict[str, Any]) -> Any:  # noqa: ANN401
+def _load_processor(folder: Path, note: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -78,7 +78,7 @@ def _load_processor(folder: Path, note: dict[str, Any]) -> Any:  # noqa: ANN401
         ) from None
 
 
-def _check_template(note: dict[str, Any], processor: Any, folder: Path) -> None:  # noqa: ANN401
+def _check_template(note: dict[str, Any], processor: Any, folder: Path) -> None:
     found, trained = template_hash(processor), note["chat_template_sha256"]
     if found != trained:
         raise AdapterError(

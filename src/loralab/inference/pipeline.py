@@ -58,15 +58,13 @@ class InferencePipeline:
         context: AbstractContextManager[None] = self._adapter.model.disable_adapter()
         return context
 
-    def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:  # noqa: ANN401
+    def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Classify or generate, whichever the task is."""
         if isinstance(self.task, TextClassification):
             return self.classify(inputs)
         return self.generate(inputs, **options)
 
-    def classify(
-        self, texts: Sequence[str | tuple[str, str]]
-    ) -> list[dict[str, Any]]:
+    def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
         """Return ``label``, ``probability`` and all ``probabilities`` of each text.
 
         Args:
@@ -96,7 +94,7 @@ class InferencePipeline:
         numerics = self._adapter.base.numerics
         moved = {name: tensor.to(numerics.device) for name, tensor in batch.items()}
         with torch.inference_mode():
-            logits_BC, _, _ = supervised_logits(self._adapter.model, moved, numerics)  # noqa: N806
+            logits_BC, _, _ = supervised_logits(self._adapter.model, moved, numerics)
         for row in logits_BC.softmax(-1).tolist():
             best = max(range(len(row)), key=row.__getitem__)
             yield {
@@ -177,7 +175,7 @@ class InferencePipeline:
         if failed:
             raise failed[0]
 
-    def _encode(self, prompts: list[str]) -> Any:  # noqa: ANN401
+    def _encode(self, prompts: list[str]) -> Any:
         base = self._adapter.base
         special = not base.processor.chat_template
         return base.processor(
@@ -190,11 +188,11 @@ class InferencePipeline:
 
     def _generate(
         self,
-        inputs: Any,  # noqa: ANN401
+        inputs: Any,
         max_new_tokens: int,
         temperature: float,
-        **extra: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        **extra: Any,
+    ) -> Any:
         import torch
 
         base = self._adapter.base

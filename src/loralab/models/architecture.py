@@ -1,8 +1,8 @@
-"""Facts about architectures, and which modules an adapter goes on.
+r"""Facts about architectures, and which modules an adapter goes on.
 
 A pattern is a regular expression that must match the end of a module's path, from a dot
 on: ``q_proj`` matches ``model.layers.0.self_attn.q_proj``, and
-``attention\\.output\\.dense`` tells BERT's attention output from its MLP output.
+``attention\.output\.dense`` tells BERT's attention output from its MLP output.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Facts:
     linear: tuple[str, ...]
 
 
-def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:  # noqa: ANN401
+def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
     """Return the facts of a transformers model.
 
     Args:

@@ -166,11 +166,20 @@ def load_base(
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config)
     _check_folder(source.folder, config.path)
+    processor = _load_tokenizer(source, config.path)
     model, new = _load_model(config, source, numerics, head, labels)
+    facts = facts_of(model, new)
+    if len(processor) > facts.vocabulary:
+        raise ModelError(
+            f"the tokenizer has {len(processor):,} tokens, the model embeds "
+            f"{facts.vocabulary:,}",
+            where=config.path,
+            fix="use the tokenizer that belongs to the model",
+        )
     return LoadedModel(
         model=model,
-        processor=_load_tokenizer(source, config.path),
-        facts=facts_of(model, new),
+        processor=processor,
+        facts=facts,
         numerics=numerics,
         new_modules=new,
         path=config.path,
@@ -179,9 +188,22 @@ def load_base(
     )
 
 
-def _load_tokenizer(source: Source, path: str) -> Any:  # noqa: ANN401
+def load_processor(config: ModelConfig) -> Any:
+    """Return a base model's tokenizer, without its weights."""
+    return _load_tokenizer(resolve_source(config), config.path)
+
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+
+
+def _load_tokenizer(source: Source, path: str) -> Any:
     from transformers import AutoTokenizer
 
+    # without one of these transformers makes a tokenizer that knows no word
+    if not any((source.folder / name).is_file() for name in VOCABULARIES):
+        raise ModelError(
+            "no tokenizer", where=path, fix=f"add one of {', '.join(VOCABULARIES)}"
+        )
     try:
         with quiet_libraries():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -250,9 +272,9 @@ def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...
     return tuple(sorted({key.rpartition(".")[0] for key in missing}))
 
 
-def _only_head_is_new(model: Any, new: Sequence[str], path: str) -> None:  # noqa: ANN401
+def _only_head_is_new(model: Any, new: Sequence[str], path: str) -> None:
     body = f"{model.base_model_prefix}."
-    # A pooler may be new: many encoders ship without one, and it is trained with the head
+    # a pooler may be new: many encoders ship without one; it trains with the head
     inside = [n for n in new if n.startswith(body) and "pooler" not in n]
     if inside:
         raise ModelError(

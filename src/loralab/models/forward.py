@@ -23,7 +23,7 @@ INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 
 
 @contextmanager
-def output_only_at(model: Any, mask_BT: torch.Tensor) -> Iterator[None]:  # noqa: ANN401, N803
+def output_only_at(model: Any, mask_BT: torch.Tensor) -> Iterator[None]:
     """Let the output layer see only the positions of a mask.
 
     Args:
@@ -32,7 +32,7 @@ def output_only_at(model: Any, mask_BT: torch.Tensor) -> Iterator[None]:  # noqa
     """
     layer = model.get_output_embeddings()
 
-    def keep(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ANN401
+    def keep(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][mask_BT].unsqueeze(0), *args[1:])
 
     handle = layer.register_forward_pre_hook(keep)
@@ -43,7 +43,7 @@ def output_only_at(model: Any, mask_BT: torch.Tensor) -> Iterator[None]:  # noqa
 
 
 def supervised_logits(
-    model: Any,  # noqa: ANN401
+    model: Any,
     batch: Mapping[str, torch.Tensor],
     numerics: Numerics,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -66,8 +66,8 @@ def supervised_logits(
         with numerics.autocast():
             logits_BC = model(**inputs).logits
         return logits_BC.float(), labels, batch["example"]
-    mask_BT = labels != IGNORE  # noqa: N806
+    mask_BT = labels != IGNORE
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with numerics.autocast(), output_only_at(base, mask_BT):
-        logits_NC = model(**inputs, use_cache=False).logits[0]  # noqa: N806
+        logits_NC = model(**inputs, use_cache=False).logits[0]
     return logits_NC.float(), labels[mask_BT], batch["example"][mask_BT]

@@ -30,10 +30,11 @@ def check_packing(loaded: LoadedModel) -> float:
     where = [*range(len(first)), *range(len(second))]
     positions = torch.tensor([where], device=device)
 
-    def logits(ids: torch.Tensor, **extra: Any) -> torch.Tensor:  # noqa: ANN401
+    def logits(ids: torch.Tensor, **extra: Any) -> torch.Tensor:
         with torch.no_grad(), loaded.numerics.autocast():
             out = loaded.model(input_ids=ids, use_cache=False, **extra).logits
-        return out.float()[0, -len(second) :]
+        last: torch.Tensor = out.float()[0, -len(second) :]
+        return last
 
     together = logits(packed, position_ids=positions)
     alone = logits(torch.tensor([second], device=device))

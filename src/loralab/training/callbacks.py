@@ -33,7 +33,7 @@ class ReportCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Note where this session begins."""
         self._first_step = state.global_step
@@ -43,7 +43,7 @@ class ReportCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Start the clock; evaluation and saving are not on it."""
         self._started = time.perf_counter()
@@ -53,7 +53,7 @@ class ReportCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Stop the clock and tell how far we are."""
         self.seconds += time.perf_counter() - self._started
@@ -73,7 +73,7 @@ class ReportCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Emit loss and learning rate."""
         if not logs or "loss" not in logs:
@@ -95,7 +95,7 @@ class ReportCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, float] | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Emit the validation metrics."""
         self._log.emit("validation", step=state.global_step, **(metrics or {}))
@@ -105,7 +105,7 @@ class ReportCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Emit that a checkpoint stands."""
         self._log.emit("checkpoint", step=state.global_step)
@@ -132,8 +132,8 @@ class MovementGuard(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
+        model: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Remember every trained tensor by a digest."""
         self._before = {
@@ -147,9 +147,9 @@ class MovementGuard(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: Any = None,  # noqa: ANN401
-        lr_scheduler: Any = None,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
+        model: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Count the step, and compare after the third.
 

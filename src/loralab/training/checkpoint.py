@@ -22,7 +22,7 @@ from loralab.errors import RunError
 FORMAT_VERSION = 1
 
 
-def _split(tree: Any, name: str, tensors: dict[str, Any]) -> Any:  # noqa: ANN401
+def _split(tree: Any, name: str, tensors: dict[str, Any]) -> Any:
     """Move tensors out of nested containers into `tensors`; return what JSON holds."""
     import torch
 
@@ -31,7 +31,8 @@ def _split(tree: Any, name: str, tensors: dict[str, Any]) -> Any:  # noqa: ANN40
         return {"__tensor__": name}
     if isinstance(tree, dict):
         items = [
-            [key, _split(value, f"{name}.{key}", tensors)] for key, value in tree.items()
+            [key, _split(value, f"{name}.{key}", tensors)]
+            for key, value in tree.items()
         ]
         return {"__items__": items}
     if isinstance(tree, (list, tuple)):
@@ -39,7 +40,7 @@ def _split(tree: Any, name: str, tensors: dict[str, Any]) -> Any:  # noqa: ANN40
     return tree
 
 
-def _join(tree: Any, tensors: dict[str, Any]) -> Any:  # noqa: ANN401
+def _join(tree: Any, tensors: dict[str, Any]) -> Any:
     """Undo `_split`; tuples come back as lists."""
     if isinstance(tree, dict):
         if "__tensor__" in tree:
@@ -80,7 +81,7 @@ def set_generators(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def write_state(folder: Path, **parts: Any) -> None:  # noqa: ANN401
+def write_state(folder: Path, **parts: Any) -> None:
     """Write named state trees (optimizer, scheduler, …) into a checkpoint folder."""
     from safetensors.torch import save_file
 

@@ -25,12 +25,12 @@ class EventLog:
         self._run = run
         self._on_event = on_event
 
-    def tell(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+    def tell(self, event: str, **fields: Any) -> None:
         """Tell the subscriber only; for what is of no interest afterwards."""
         if self._on_event:
             self._on_event({"event": event, **fields})
 
-    def emit(self, event: str, **fields: Any) -> None:  # noqa: ANN401
+    def emit(self, event: str, **fields: Any) -> None:
         """Write an event down and tell the subscriber."""
         line = json.dumps({"event": event, "time": now(), **fields})
         with self._file.open("a", encoding="utf-8") as handle:

@@ -11,12 +11,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loralab.adapters.attach import Attached, attach
 from loralab.adapters.files import load_weights, save_adapter
 from loralab.config import ExperimentConfig
-from loralab.data.batching import epoch_order, padded_share, unit_lengths, units
+from loralab.config.arguments import to_training_arguments
+from loralab.data.batching import (
+    epoch_order,
+    overhead_of,
+    padded_share,
+    unit_lengths,
+    units,
+)
 from loralab.data.examples import DataPreprocessor, Examples, get_preprocessor
 from loralab.data.rows import Rows, load_rows, report_lines
 from loralab.errors import ConfigError, LoralabError, RunError
@@ -25,13 +32,17 @@ from loralab.inference.load import LoadedAdapter
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything
 from loralab.models.packing import check_packing
+from loralab.models.quiet import quiet_libraries
 from loralab.runs import Run
 from loralab.runs.environment import environment, peak_memory_bytes
 from loralab.runs.files import atomic_directory, remove_leftovers
 from loralab.runs.run import create, move_aside, now
-from loralab.training.arguments import to_training_arguments
 from loralab.training.checkpoint import latest, read_state, step_of
 from loralab.training.events import EventLog, OnEvent
+
+if TYPE_CHECKING:
+    from loralab.training.callbacks import ReportCallback
+    from loralab.training.trainer import PEFTTrainer
 
 
 @dataclass
@@ -75,8 +86,10 @@ def prepare(
     base = load_base(config.model, task.head, state.get("labels", ()))
     task.prepare(base.processor)
     tell("encoding rows")
-    wanted = [name for name in ("train", "validation") if name in listed]
-    examples = {name: task(listed[name], base.processor) for name in wanted}
+    examples: dict[str, Examples] = {}
+    for name in ("train", "validation"):
+        if name in listed:
+            examples[name] = task(listed[name], base.processor)
     if examples["train"].capacity is not None:
         check_packing(base)
     seed_everything(config.training.seed)
@@ -103,7 +116,7 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
         "examples": len(examples),
         "packs": len(of) if examples.capacity is not None else None,
         "supervised_share": examples.supervised / examples.tokens,
-        "padded_share": padded_share(of, batches),
+        "padded_share": padded_share(of, batches, overhead_of(numerics.device)),
         "notes": examples.notes,
         "trainable": attached.trainable,
         "total": attached.total,
@@ -137,7 +150,7 @@ def train(
         on_event: Told of everything that happens, as it is written to the log.
 
     Returns:
-        The complete run; the one that was found if the configuration was trained before.
+        The complete run, found if the configuration was trained before.
 
     Raises:
         LoralabError: configuration, rows, model, adapter or training are at fault.
@@ -258,40 +271,46 @@ def _describe(
     )
 
 
-def _fit(
-    run: Run, prepared: Prepared, log: EventLog, start: Path | None
-) -> dict[str, Any]:
-    """Run the trainer, from a checkpoint if there is one; return timings and rates."""
+def _build_trainer(
+    run: Run, prepared: Prepared, log: EventLog
+) -> tuple[PEFTTrainer, ReportCallback]:
+    """Return the trainer with its callbacks, and the one that keeps the clock."""
     from transformers import EarlyStoppingCallback
 
-    from loralab.models.quiet import quiet_libraries
     from loralab.training.callbacks import MovementGuard, ReportCallback
     from loralab.training.trainer import PEFTTrainer
 
-    config = prepared.config.training
+    config, examples = prepared.config, prepared.examples
     args = to_training_arguments(
-        config,
+        config.training,
         str(run.checkpoints),
         device=prepared.base.numerics.device,
-        validated="validation" in prepared.examples,
+        validated="validation" in examples,
     )
     trainer = PEFTTrainer(
         prepared.attached.model,
         args,
         prepared.base,
-        prepared.examples["train"],
-        prepared.examples.get("validation"),
-        eval_batch_size=prepared.config.evaluation.per_device_eval_batch_size,
+        examples["train"],
+        examples.get("validation"),
+        eval_batch_size=config.evaluation.per_device_eval_batch_size,
     )
     report = ReportCallback(log, trainer.counts)
     trainer.add_callback(report)
     trainer.add_callback(MovementGuard())
-    if config.early_stopping:
-        stopping = config.early_stopping
-        trainer.add_callback(
-            EarlyStoppingCallback(stopping.patience, stopping.threshold)
-        )
-    seed_everything(config.seed)
+    stopping = config.training.early_stopping
+    if stopping:
+        found = EarlyStoppingCallback(stopping.patience, stopping.threshold)
+        trainer.add_callback(found)
+    return trainer, report
+
+
+def _fit(
+    run: Run, prepared: Prepared, log: EventLog, start: Path | None
+) -> dict[str, Any]:
+    """Run the trainer, from a checkpoint if there is one; return timings and rates."""
+    trainer, report = _build_trainer(run, prepared, log)
+    seed_everything(prepared.config.training.seed)
     began = time.perf_counter()
     with quiet_libraries():
         if start and read_state(start)["finished"]:

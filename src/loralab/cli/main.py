@@ -1,0 +1,49 @@
+"""`loralab`: the verbs, and how errors end.
+
+Nothing heavy is imported here or at the head of a verb's file: `--help` stays instant.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from loralab.cli import compare, config, data, doctor, evaluate, infer, runs, train
+from loralab.errors import LoralabError
+
+app = typer.Typer(
+    name="loralab",
+    help="The whole life of a LoRA adapter: configure, train, evaluate, use, compare.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("infer")(infer.infer)
+app.command("compare")(compare.compare)
+app.command("runs")(runs.runs)
+app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one message and exit code 2."""
+    try:
+        app()
+    except LoralabError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+    except OSError as error:
+        # a full disk, a missing permission: the system's words say which file and why
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("stopped; continue a training with --resume", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""`loralab train`: train, save and evaluate the adapter of an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loralab.cli.options import Experiment, Overrides, RunsDir
+
+
+def train(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was killed.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train again; the old run is kept aside.")
+    ] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Train an adapter, evaluate it against its base, and write a run.
+
+    The same configuration finds its run instead of training again.
+    """
+    from loralab.cli import render
+    from loralab.cli.progress import TrainingProgress
+    from loralab.config import compose
+    from loralab.training.train import train as run_training
+
+    config = compose(experiment, overrides or [])
+    console = render.console()
+    console.print(f"run {config.run_id}", markup=False)
+    progress = TrainingProgress()
+    try:
+        run = run_training(
+            config, runs_dir, resume=resume, force=force, on_event=progress
+        )
+    finally:
+        progress.close()
+    for result in run.evaluations().values():
+        console.print(render.metrics_table(result))
+        if "majority" in result:
+            share = f"{result['majority']:.3f}"
+            console.print(f"always the most frequent class: accuracy {share}")
+            if len(result["per_class"]) <= 30:
+                console.print(render.per_class_table(result))
+    console.print(
+        f"run {run.path}  adapter {run.adapter}", markup=False, soft_wrap=True
+    )
