@@ -1,13 +1,13 @@
-"""Every kind of bad input ends with one clear error, exit code 2, and nothing written."""
+"""Bad input ends with one clear error, exit code 2, and nothing written."""
 
 import json
 import shutil
 
 import pytest
 import yaml
+from tests.cli import loralab
 
 from loralab.models.embedded import embedded_folder
-from tests.cli import loralab
 
 GOOD_CSV = "text,label\n" + "".join(
     f"row number {i},{'ab'[i % 2]}\n" for i in range(40)

@@ -61,7 +61,7 @@ def find_experiment(experiment: str) -> Path:
 def _as_override(text: str) -> str:
     """Turn the user's ``group=option`` or ``key=value`` into Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     key, equals, value = text.partition("=")
     bare = key.lstrip("+~")
@@ -75,7 +75,7 @@ def _as_override(text: str) -> str:
         )
     try:
         OverridesParser.create().parse_override(text)
-    except OverrideParseException as error:
+    except HydraException as error:
         raise ConfigError(
             f"{text!r} cannot be read: {str(error).splitlines()[0]}",
             fix="quote values with brackets, commas or spaces: key='\"a, b\"'",

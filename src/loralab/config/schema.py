@@ -192,7 +192,7 @@ class TrainingConfig(Strict):
 class EvaluationConfig(Strict):
     """What is measured after training, and how sure the intervals are."""
 
-    splits: list[Literal["train", "validation", "test"]] = ["test"]
+    splits: list[Literal["train", "validation", "test"]] = Field(["test"], min_length=1)
     base: bool = Field(True, description="measure the base by the same code, paired")
     per_device_eval_batch_size: int = Field(32, gt=0)
     confidence: float = Field(0.95, gt=0.5, lt=1)

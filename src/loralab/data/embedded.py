@@ -58,6 +58,8 @@ def _orange_tab(root: Path, name: str) -> Iterator[RawRow]:
         file = root / f"orangecontrib/text/datasets/{name}-{split}.tab"
         lines = file.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines[3:], 4):  # three header rows
+            if not line.strip():
+                continue
             label, _, text = line.partition("\t")
             columns = {"text": text.strip(), "label": label}
             yield RawRow(columns, f"{file.name}:{number}", split)

@@ -1,0 +1,49 @@
+"""The README's commands and code run as they stand, on few rows and steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tests.cli import loralab
+
+README = Path(__file__).parents[2] / "README.md"
+SMALL = ["data.max_rows={train: 64, validation: 16, test: 32}", "training.max_steps=4"]
+
+
+def blocks(language):
+    pattern = rf"```{language}\n(.*?)```"
+    return re.findall(pattern, README.read_text(encoding="utf-8"), re.S)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("loralab ")]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"the invoice {i} is wrong,billing" for i in range(40)]
+    rows += [f"the screen {i} stays dark,hardware" for i in range(40)]
+    text = "body,topic\n" + "\n".join(rows) + "\n"
+    (tmp_path / "tickets.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "tickets.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
+    return tmp_path
+
+
+def test_commands_and_python(workplace):
+    listed = commands()
+    assert len(listed) >= 8
+    for command in listed:
+        words = shlex.split(command, comments=True)[1:]
+        outcome = loralab(*words, *(SMALL if words[0] == "train" else []))
+        assert outcome.code == 0, f"{command}\n{outcome.out}\n{outcome.err}"
+    code = blocks("python")[0].replace('["training.seed=1"]', repr(SMALL))
+    names = {}
+    exec(code, names)
+    assert names["run"].status == "complete"
+
+
+def test_own_rows_take_ten_lines_of_configuration():
+    assert len(blocks("yaml")[0].splitlines()) <= 10
