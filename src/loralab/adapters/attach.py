@@ -55,10 +55,19 @@ def attach(loaded: LoadedModel, config: PEFTConfig, head: str) -> Attached:
     _check_keys(params, matched)
     made = entry.target(params, peft_targets(patterns), loaded.new_modules)
     made.task_type = TASK_TYPES[head]
-    made.base_model_name_or_path = loaded.path
     made.revision = loaded.revision
-    with quiet_libraries():
-        model = get_peft_model(loaded.model, made)
+    try:
+        with quiet_libraries():
+            model = get_peft_model(loaded.model, made)
+    except ValueError as error:
+        raise AdapterError(
+            "PEFT cannot adapt a module that a pattern matches",
+            where="peft.params.target_modules",
+            why=str(error).split("\n")[0],
+        ) from None
+    # PEFT writes the folder it was loaded from, and names a head twice
+    made.base_model_name_or_path = loaded.path
+    made.modules_to_save = list(loaded.new_modules) or None
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -29,31 +29,37 @@ def runs(
     from rich.table import Table
 
     from loralab.cli import render
+    from loralab.errors import RunError
     from loralab.runs import list_runs
 
     wanted = [_filter(text) for text in filters or []]
+    plain = {"name": name, "status": status, "task": task}
     table = Table("run", "status", "task", "base", "primary metric (test)", "started")
     for run in list_runs(runs_dir):
-        content = run.read()
-        plain = [(name, content["name"]), (status, run.status)]
-        plain.append((task, content.get("task")))
-        if any(want is not None and want != have for want, have in plain):
-            continue
-        if wanted and not _matches(run, wanted):
-            continue
-        table.add_row(
-            run.id,
-            run.status,
-            content.get("task", "–"),
-            content.get("base", {}).get("path", "–"),
-            _primary(run),
-            content["started"],
-        )
+        try:
+            row = _row(run)
+            fits = all(v in (None, row[k]) for k, v in plain.items())
+            if fits and _matches(run, wanted):
+                table.add_row(run.id, *list(row.values())[1:])
+        except RunError as error:
+            typer.secho(f"left out: {error}", err=True)
     console = render.console()
     if table.row_count:
         console.print(table)
     else:
         console.print(f"no such run in {runs_dir}", markup=False)
+
+
+def _row(run: Run) -> dict[str, str]:
+    content = run.read()
+    return {
+        "name": content["name"],
+        "status": run.status,
+        "task": content.get("task", "–"),
+        "base": content.get("base", {}).get("path", "–"),
+        "metric": _primary(run),
+        "started": content["started"],
+    }
 
 
 def _filter(text: str) -> tuple[list[str], str]:
@@ -66,7 +72,7 @@ def _filter(text: str) -> tuple[list[str], str]:
 
 
 def _matches(run: Run, wanted: list[tuple[list[str], str]]) -> bool:
-    content: Any = run.config.model_dump(mode="json")
+    content: Any = run.config.model_dump(mode="json") if wanted else {}
     for path, value in wanted:
         found = content
         for part in path:

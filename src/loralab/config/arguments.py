@@ -67,7 +67,7 @@ def to_training_arguments(
     if stopping:
         given |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
         given["greater_is_better"] = False
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=output_dir,
         warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
         save_strategy="steps" if save_steps else "epoch",
@@ -75,3 +75,6 @@ def to_training_arguments(
         use_cpu=device == "cpu",
         **given,
     )
+    if arguments.n_gpu > 1:  # one process uses one GPU: never DataParallel
+        arguments._n_gpu = 1
+    return arguments

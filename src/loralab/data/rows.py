@@ -58,7 +58,7 @@ class RowsReport:
         malformed: Rows the task could not use (`data.malformed=skip`).
         duplicates: Rows that repeated another of their split.
         leaks: Rows of an earlier split whose input stands in a later one too.
-        conflicts: Inputs that stand in a split with different answers.
+        conflicts: Rows whose input stood in their split before, with another answer.
     """
 
     read: int
@@ -211,9 +211,12 @@ def load_rows(config: DataConfig, task: DataPreprocessor) -> Rows:
     entry = registry.get("data source", config.source.name)
     raw = entry.target(entry.schema(**config.source.params))
     checked, malformed = check_rows(raw, config, task)
-    splits, counts = remove_duplicates(
-        assign_splits(checked, config), config.duplicates
-    )
+    given = {
+        name: [row for row in checked if (row.split or "train") == name]
+        for name in SPLITS
+    }
+    single, counts = remove_duplicates(given, config.duplicates)
+    splits = assign_splits([row for rows in single.values() for row in rows], config)
     limits = config.max_rows.model_dump()
     for name, rows in splits.items():
         if limits[name] and limits[name] < len(rows):
@@ -245,6 +248,6 @@ def report_lines(report: RowsReport, policy: str) -> list[str]:
         "malformed": "malformed rows skipped",
         "duplicates": f"duplicate rows {verb}",
         "leaks": f"rows whose input stands in a later split too {verb}",
-        "conflicts": "inputs that stand with different answers",
+        "conflicts": "rows whose input stands with another answer too",
     }
     return [f"{counts[k]:,} {text}" for k, text in texts.items() if counts[k]]

@@ -23,12 +23,12 @@ class EventLog:
     def __init__(self, run: Run, on_event: OnEvent | None = None) -> None:
         self._file = run.path / "metrics.jsonl"
         self._run = run
-        self._on_event = on_event
+        self.on_event = on_event
 
     def tell(self, event: str, **fields: Any) -> None:
         """Tell the subscriber only; for what is of no interest afterwards."""
-        if self._on_event:
-            self._on_event({"event": event, **fields})
+        if self.on_event:
+            self.on_event({"event": event, **fields})
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write an event down and tell the subscriber."""

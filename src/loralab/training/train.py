@@ -178,6 +178,7 @@ def train(
     if status == "absent" or force:
         run = create(config, Path(runs_dir), "adapter")
     with run.locked():
+        _check_resumable(run, prepared)
         remove_leftovers(run.path)
         _run_training(run, prepared, EventLog(run, on_event))
     return run
@@ -192,6 +193,22 @@ def _check_same_data(run: Run, config: ExperimentConfig) -> None:
             why="the data behind the same path has changed",
             fix="train again with --force; the old run is kept under another name",
         )
+
+
+def _check_resumable(run: Run, prepared: Prepared) -> None:
+    """Refuse to continue on other rows or another base than the run began with."""
+    before = run.read()
+    for name, was, now_is in (
+        ("data", before.get("data"), prepared.rows.fingerprint),
+        ("base", before.get("base"), prepared.base.fingerprint),
+    ):
+        if was is not None and was["fingerprint"] != now_is:
+            raise RunError(
+                f"the {name} has changed since this run began",
+                where=str(run.path),
+                why="a resumed run would be trained on two of them",
+                fix="begin again with --force; the old run is kept under another name",
+            )
 
 
 def _run_training(run: Run, prepared: Prepared, log: EventLog) -> None:
@@ -212,7 +229,7 @@ def _run_training(run: Run, prepared: Prepared, log: EventLog) -> None:
                 rows = prepared.rows.splits[split]
                 settings = prepared.config.evaluation
                 result = evaluate_split(
-                    run, adapter, split, rows, settings, on_event=log._on_event
+                    run, adapter, split, rows, settings, on_event=log.on_event
                 )
                 log.emit("evaluated", split=split, metrics=result["metrics"])
     except LoralabError as error:

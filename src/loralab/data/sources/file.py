@@ -39,6 +39,11 @@ def _csv(path: Path) -> Iterator[RawRow]:
                     continue
                 if not header:
                     header = cells
+                    twice = sorted({c for c in cells if cells.count(c) > 1})
+                    if twice:
+                        raise DataError(
+                            f"two columns are called {twice[0]!r}", where=f"{path}:1"
+                        )
                     continue
                 problem = ""
                 if len(cells) != len(header):

@@ -1,0 +1,221 @@
+"""A run is a directory, and the only interface between stages.
+
+    runs/<name>-<hash>/
+      config.yaml        resolved, complete, re-runnable
+      run.json           format, kind, status, timings, counts, fingerprints, versions
+      metrics.jsonl      one event a line
+      adapter/           plain PEFT
+      checkpoints/       resumable
+      eval/              <split>.json, predictions-<split>.parquet
+
+The hash is that of the configuration, so the same configuration finds its run. A lock
+that the operating system drops with the process tells a running run from a killed one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from loralab.config import ExperimentConfig, load_resolved
+from loralab.errors import RunError, nearest
+from loralab.runs.files import write_json, write_text
+
+FORMAT_VERSION = 1
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory; every property is read from the files each time."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The directory's name, ``<name>-<hash>``."""
+        return self.path.name
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The resolved configuration."""
+        return load_resolved(self.path / "config.yaml")
+
+    @property
+    def adapter(self) -> Path:
+        """The directory of the finished adapter."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the resumable checkpoints."""
+        return self.path / "checkpoints"
+
+    def read(self) -> dict[str, Any]:
+        """Return the content of ``run.json``.
+
+        Raises:
+            RunError: it is missing, broken, or of a later format.
+        """
+        file = self.path / "run.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            version = int(content["format"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                "not a run: run.json cannot be read",
+                where=str(self.path),
+                why=str(error),
+                fix="name the directory that `loralab train` printed",
+            ) from None
+        if version > FORMAT_VERSION:
+            raise RunError(
+                f"format {version} is later than the {FORMAT_VERSION} known here",
+                where=str(file),
+                fix="update loralab",
+            )
+        return dict(content)
+
+    def update(self, **changes: Any) -> None:
+        """Write ``run.json`` again with `changes`, atomically."""
+        write_json(self.path / "run.json", {**self.read(), **changes})
+
+    @property
+    def status(self) -> str:
+        """``complete``, ``failed``, ``running``, or ``interrupted`` (killed)."""
+        status = str(self.read()["status"])
+        if status != "running":
+            return status
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return "running"
+        lock.release()
+        return "interrupted"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run, so that nobody else writes it.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(
+                "another process is training this run",
+                where=str(self.path),
+                fix="wait for it, or change the configuration",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def require_adapter(self) -> Path:
+        """Return the finished adapter's directory.
+
+        Raises:
+            RunError: the run has none yet.
+        """
+        if not (self.adapter / "adapter_config.json").is_file():
+            raise RunError(
+                f"this run has no adapter yet (status: {self.status})",
+                where=str(self.path),
+                fix="finish it with `loralab train … --resume`",
+            )
+        return self.adapter
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Return the content of every ``eval/<split>.json``, by split."""
+        return {
+            file.stem: json.loads(file.read_text(encoding="utf-8"))
+            for file in sorted((self.path / "eval").glob("*.json"))
+        }
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events of ``metrics.jsonl``; a half last line is left out."""
+        file = self.path / "metrics.jsonl"
+        found = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+
+def create(config: ExperimentConfig, runs_dir: Path, kind: str) -> Run:
+    """Make the directory of a new run, with its configuration and status."""
+    run = Run(runs_dir / config.run_id)
+    run.path.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(run.path / "config.yaml", text)
+    write_text(run.path / "metrics.jsonl", "")
+    head = {"format": FORMAT_VERSION, "kind": kind, "name": config.name}
+    content = {**head, "hash": config.hash, "status": "running", "started": now()}
+    write_json(run.path / "run.json", content)
+    return run
+
+
+def move_aside(run: Run) -> Path:
+    """Rename a run to the first free ``<id>.N``; nothing is deleted."""
+    number = 1
+    while (aside := run.path.with_name(f"{run.id}.{number}")).exists():
+        number += 1
+    run.path.rename(aside)
+    return aside
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """Return the runs below a directory, oldest first; those that are broken, last."""
+
+    def started(run: Run) -> tuple[str, str]:
+        try:
+            return str(run.read().get("started")), run.id
+        except RunError:
+            return "unreadable", run.id
+
+    return sorted((Run(f.parent) for f in runs_dir.glob("*/run.json")), key=started)
+
+
+def find_run(reference: str, runs_dir: Path) -> Run:
+    """Return the run of a path, an id, or a name that only one run has.
+
+    Raises:
+        RunError: there is none, or several have the name.
+    """
+    path = Path(reference).expanduser()
+    if (path / "run.json").is_file():
+        return Run(path)
+    known = list_runs(runs_dir)
+    exact = [run for run in known if run.id == reference]
+    own = re.compile(rf"{re.escape(reference)}-[0-9a-f]{{10}}")  # not one moved aside
+    named = exact or [run for run in known if own.fullmatch(run.id)]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        ids = ", ".join(run.id for run in named)
+        raise RunError(f"several runs are called {reference!r}", fix=f"name one: {ids}")
+    if path.is_dir():
+        Run(path).read()  # says why it is not one
+    hint = nearest(reference, [run.id for run in known]) if known else "there are none"
+    raise RunError(
+        f"no run {reference!r} in {runs_dir}; {hint}", fix="see `loralab runs`"
+    )
