@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import yaml
-from tests.cli import loralab
 
 from loralab.models.embedded import embedded_folder
+from tests.cli import loralab
 
 GOOD_CSV = "text,label\n" + "".join(
     f"row number {i},{'ab'[i % 2]}\n" for i in range(40)

@@ -6,10 +6,11 @@ import sys
 import time
 
 import pytest
+
 from tests.cli import loralab
 
 TINY = [
-    "data.max_rows={train: 64, validation: 16, test: 32}",
+    "data.max_rows={train: 300, validation: 16, test: 32}",
     "training.max_steps=3",
     "evaluation.resamples=200",
 ]

@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from tests.cli import loralab
 
 README = Path(__file__).parents[2] / "README.md"
-SMALL = ["data.max_rows={train: 64, validation: 16, test: 32}", "training.max_steps=4"]
+SMALL = ["data.max_rows={train: 200, validation: 16, test: 32}", "training.max_steps=4"]
 
 
 def blocks(language):

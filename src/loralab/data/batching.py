@@ -31,7 +31,7 @@ MULTIPLE = 8
 
 def overhead_of(device: str) -> int:
     """Return what one more forward pass costs on a device, in padded positions."""
-    return 256 if device == "cpu" else 4096
+    return 128 if device == "cpu" else 4096
 
 
 def width(tokens: int) -> int:

@@ -196,6 +196,26 @@ def remove_duplicates(
     return {name: kept[name] for name in SPLITS if name in kept}, counts
 
 
+def limit_rows(rows: list[Checked], count: int | None, seed: int) -> list[Checked]:
+    """Return `count` of the rows, the same for the same content, in their order.
+
+    Where rows have a ``label``, every class keeps its share: the rows are taken by
+    their rank within the class, so a rare class is not lost from a small sample.
+    """
+    if count is None or count >= len(rows):
+        return rows
+    sizes = Counter(str(row.content.get("label")) for row in rows)
+    taken: Counter[str] = Counter()
+    place: dict[int, tuple[float, str]] = {}
+    for i in sorted(
+        range(len(rows)), key=lambda i: _sha("limit", seed, rows[i].row_key)
+    ):
+        label = str(rows[i].content.get("label"))
+        place[i] = ((taken[label] + 0.5) / sizes[label], label)
+        taken[label] += 1
+    return [rows[i] for i in sorted(sorted(place, key=place.__getitem__)[:count])]
+
+
 def load_rows(config: DataConfig, task: DataPreprocessor) -> Rows:
     """Read the source and return its checked, split, leak-free rows.
 
@@ -218,13 +238,10 @@ def load_rows(config: DataConfig, task: DataPreprocessor) -> Rows:
     single, counts = remove_duplicates(given, config.duplicates)
     splits = assign_splits([row for rows in single.values() for row in rows], config)
     limits = config.max_rows.model_dump()
-    for name, rows in splits.items():
-        if limits[name] and limits[name] < len(rows):
-            ranked = sorted(
-                rows, key=lambda row: _sha("limit", config.seed, row.row_key)
-            )
-            kept = {id(row) for row in ranked[: limits[name]]}
-            splits[name] = [row for row in rows if id(row) in kept]
+    splits = {
+        name: limit_rows(rows, limits[name], config.seed)
+        for name, rows in splits.items()
+    }
     if not splits.get("train"):
         raise DataError("no training row is left", fix="lower the fractions, add rows")
     keys = {name: [row.row_key for row in rows] for name, rows in splits.items()}
