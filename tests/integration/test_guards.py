@@ -252,7 +252,7 @@ def test_rows_that_leak_from_test_into_train_are_dropped_or_refused(tmp_path):
 
 
 def test_dtype_is_explicit_and_its_reason_told():
-    with pytest.raises(ConfigError, match="model.dtype"):
+    with pytest.raises(ConfigError, match=r"model\.dtype"):
         compose("trec-6", ["model.dtype=auto"])
     prepared = prepare(compose("trec-6", CLASSIFY))
     assert prepared.base.numerics.reason == "as configured"

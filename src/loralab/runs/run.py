@@ -132,8 +132,9 @@ class Run:
         """Return the finished adapter's directory.
 
         Raises:
-            RunError: the run has none yet.
+            RunError: the run has none yet, or is none that can be read here.
         """
+        self.read()
         if not (self.adapter / "adapter_config.json").is_file():
             raise RunError(
                 f"this run has no adapter yet (status: {self.status})",
