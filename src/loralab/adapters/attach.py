@@ -132,8 +132,9 @@ def check_adapted(
             fix="write target_modules as full names",
         )
     for name in new_modules:
-        wrapped = model.get_submodule(f"{prefix}{name}")
-        if not any(p.requires_grad for p in wrapped.parameters()):
+        wrapped = model.get_submodule(f"{prefix}{name}").named_parameters()
+        live = [p for path, p in wrapped if "original_module" not in path]
+        if not live or not all(p.requires_grad for p in live):
             raise AdapterError(
                 "newly initialised, yet frozen: it would stay random", where=name
             )
