@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loralab import compose, train
+from loralab import compose, evaluate, train
 from loralab.adapters.attach import attach, check_adapted
 from loralab.config import PEFTConfig
 from loralab.data.tasks.causal_lm import encode_messages
@@ -23,7 +23,9 @@ from loralab.inference.load import load_adapter
 from loralab.models.architecture import match_targets
 from loralab.models.base import load_base, load_processor
 from loralab.runs import Run
+from loralab.training.callbacks import MovementGuard
 from loralab.training.train import prepare
+from loralab.training.trainer import PEFTTrainer
 from tests.conftest import CLASSIFY, GENERATE
 
 TURNS = [
@@ -107,21 +109,41 @@ def test_a_pattern_that_matches_nothing_is_refused_though_another_matches():
         match_targets(["query", "valeu"], base.facts)
 
 
-def test_a_new_head_that_is_frozen_is_refused():
+@pytest.mark.parametrize("frozen", ["", "weight", "bias"])
+def test_a_new_head_that_is_frozen_is_refused(frozen):
     config = compose("trec-6", CLASSIFY)
     base = load_base(config.model, "sequence-classification", ["a", "b"])
     assert base.new_modules == ("classifier",)
+    targets = PEFTConfig(params={"target_modules": ["query"]})
+    model = attach(base, targets, "sequence-classification").model
+    queries = [name for name in base.facts.linear if name.endswith("query")]
+    check_adapted(model, {"query": queries}, base.new_modules)
+    for name, parameter in model.named_parameters():
+        if "classifier" in name and name.endswith(frozen):
+            parameter.requires_grad = False
+    with pytest.raises(AdapterError, match="classifier: newly initialised, yet frozen"):
+        check_adapted(model, {"query": queries}, base.new_modules)
+
+
+def test_an_adapter_on_other_modules_than_configured_is_refused():
+    config = compose("trec-6", CLASSIFY)
+    base = load_base(config.model, "sequence-classification", ["a", "b"])
     made = attach(base, PEFTConfig(), "sequence-classification")
     with pytest.raises(AdapterError, match="adapted 37 modules where 1"):
         check_adapted(made.model, {"x": ["bert.pooler.dense"]}, ())
-    made.model.get_submodule("base_model.model.classifier").requires_grad_(False)
-    names = {
-        n.removeprefix("base_model.model.")
-        for n, m in made.model.named_modules()
-        if hasattr(m, "lora_A")
-    }
-    with pytest.raises(AdapterError, match="yet frozen"):
-        check_adapted(made.model, {"all": sorted(names)}, base.new_modules)
+
+
+def test_a_trained_tensor_that_no_gradient_reaches_is_refused(tmp_path):
+    config = compose("trec-6", CLASSIFY)
+    prepared = prepare(config)
+    model = prepared.attached.model
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
+    args = config.training.to_training_arguments(str(tmp_path))
+    args.save_strategy, args.eval_strategy = "no", "no"
+    train_rows, guard = prepared.examples["train"], MovementGuard()
+    trainer = PEFTTrainer(model, args, prepared.base, train_rows, None, [guard])
+    with pytest.raises(TrainingError, match=r"^unused: 1 of .*have not moved after 3"):
+        trainer.train()
 
 
 def test_a_tensor_that_does_not_move_is_refused(tmp_path):
@@ -228,10 +250,22 @@ def test_rows_that_changed_under_a_run_are_noticed(tmp_path, monkeypatch):
         "text-classification",
         ["data.source.params.path=rows.csv", "training.max_steps=3"],
     )
-    train(config, tmp_path / "runs")
+    run = train(config, tmp_path / "runs")
     file.write_text("text,label\n" + "\n".join(rows[:-1]) + "\n", encoding="utf-8")
     with pytest.raises(RunError, match="on other rows"):
         train(config, tmp_path / "runs")
+    with pytest.raises(RunError, match="data has changed since this run was trained"):
+        evaluate(run)
+    run.update(status="running")  # as if it had been killed
+    with pytest.raises(RunError, match="data has changed since this run began"):
+        train(config, tmp_path / "runs", resume=True)
+
+
+def test_resuming_on_another_base_is_refused(damaged):
+    base = damaged.read()["base"]
+    damaged.update(status="running", base={**base, "fingerprint": "0" * 64})
+    with pytest.raises(RunError, match="base has changed since this run began"):
+        train(damaged.config, damaged.path.parent, resume=True)
 
 
 def test_rows_that_leak_from_test_into_train_are_dropped_or_refused(tmp_path):

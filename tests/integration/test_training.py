@@ -41,6 +41,10 @@ def gradients(config, folder):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
+    torch.manual_seed(0)
+    for name, parameter in prepared.attached.model.named_parameters():
+        if "lora_B" in name:  # zero at the start, and then A has no gradient
+            torch.nn.init.normal_(parameter, std=0.02)
     args = config.training.to_training_arguments(str(folder))
     args.save_strategy, args.eval_strategy = "no", "no"
     keep = Stop()
