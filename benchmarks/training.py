@@ -60,7 +60,7 @@ CASES = {
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Adds up the seconds of optimizer steps; the first is a warm-up, not counted."""
+    """Adds up the seconds of all optimizer steps, the first one included."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
