@@ -8,8 +8,8 @@ on: ``q_proj`` matches ``model.layers.0.self_attn.q_proj``, and
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from loralab.errors import AdapterError, nearest
@@ -19,23 +19,77 @@ PRESETS = ("attention", "qv", "mlp", "all-linear")
 
 @dataclass(frozen=True)
 class Family:
-    """The patterns of a family of architectures, by preset."""
+    """The patterns of a family of architectures, by preset.
+
+    Attributes:
+        attention: Every projection of attention.
+        mlp: Every projection of the feed-forward block.
+        qv: Query and value; None where they are fused with the key in one module.
+        fused: Last name of a module -> how many projections it holds.
+    """
 
     attention: tuple[str, ...]
-    qv: tuple[str, ...]
     mlp: tuple[str, ...]
+    qv: tuple[str, ...] | None = None
+    fused: dict[str, int] = field(default_factory=dict)
 
 
 _LLAMA = Family(
     ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ("q_proj", "v_proj"),
     ("gate_proj", "up_proj", "down_proj"),
+    ("q_proj", "v_proj"),
 )
+_PHI = Family(
+    ("q_proj", "k_proj", "v_proj", r"self_attn\.dense"),
+    ("fc1", "fc2"),
+    ("q_proj", "v_proj"),
+)
+_PHI3 = Family(
+    ("qkv_proj", "o_proj"),
+    ("gate_up_proj", "down_proj"),
+    fused={"qkv_proj": 3, "gate_up_proj": 2},
+)
+_GPT2 = Family(
+    ("c_attn", r"attn\.c_proj"), ("c_fc", r"mlp\.c_proj"), fused={"c_attn": 3}
+)
+_NEOX = Family(
+    ("query_key_value", r"(?:self_)?attention\.dense"),
+    ("dense_h_to_4h", "dense_4h_to_h"),
+    fused={"query_key_value": 3},
+)
+_BART = Family(
+    ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2"), ("q_proj", "v_proj")
+)
+_BERT_MLP = (r"intermediate\.dense", r"layer\.\d+\.output\.dense")
 _BERT = Family(
     ("query", "key", "value", r"attention\.output\.dense"),
+    _BERT_MLP,
     ("query", "value"),
-    (r"intermediate\.dense", r"layer\.\d+\.output\.dense"),
 )
+_DEBERTA = Family(
+    ("query_proj", "key_proj", "value_proj", r"attention\.output\.dense"),
+    _BERT_MLP,
+    ("query_proj", "value_proj"),
+)
+_MPNET = Family(
+    (r"attn\.q", r"attn\.k", r"attn\.v", r"attn\.o"),
+    _BERT_MLP,
+    (r"attn\.q", r"attn\.v"),
+)
+_DISTILBERT = Family(
+    ("q_lin", "k_lin", "v_lin", "out_lin"), ("lin1", "lin2"), ("q_lin", "v_lin")
+)
+_ALBERT = Family(
+    ("query", "key", "value", r"attention\.dense"),
+    ("ffn", "ffn_output"),
+    ("query", "value"),
+)
+_MODERNBERT = Family(
+    ("Wqkv", r"attn\.Wo"), ("Wi", r"mlp\.Wo"), fused={"Wqkv": 3, "Wi": 2}
+)
+# self- and cross-attention alike; wi is wi_0 and wi_1 where the block is gated
+_T5 = Family(("q", "k", "v", "o"), (r"wi(?:_[01])?", "wo"), ("q", "v"))
+
 FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -43,10 +97,24 @@ FAMILIES = {
     "qwen3": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
+    "phi": _PHI,
+    "phi3": _PHI3,
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+    "bloom": _NEOX,
+    "falcon": _NEOX,
+    "opt": _BART,
+    "bart": _BART,
     "bert": _BERT,
     "roberta": _BERT,
     "electra": _BERT,
     "xlm-roberta": _BERT,
+    "deberta-v2": _DEBERTA,
+    "mpnet": _MPNET,
+    "distilbert": _DISTILBERT,
+    "albert": _ALBERT,
+    "modernbert": _MODERNBERT,
+    "t5": _T5,
 }
 """transformers' ``model_type`` -> patterns."""
 
@@ -58,10 +126,17 @@ class Facts:
     Attributes:
         model_type: transformers' name of the architecture.
         parameters: All parameters of the base, tied ones once.
-        layers: Hidden layers.
+        layers: Hidden layers, of encoder and decoder together. (ALBERT's share one
+            set of weights.)
         hidden: Width of the residual stream.
         vocabulary: Rows of the input embedding.
         linear: Paths of the linear modules outside the head, in order.
+        fused: Last name of a module -> how many projections are fused in it: of
+            ``c_attn`` query, key and value. Empty too where no family is known.
+        tied: The output layer is the input embedding.
+        conv1d: Last names of the modules that store their weight transposed, in × out
+            (transformers' ``Conv1D``).
+        encoder_decoder: An encoder, and a decoder that attends to it.
     """
 
     model_type: str
@@ -70,6 +145,10 @@ class Facts:
     hidden: int
     vocabulary: int
     linear: tuple[str, ...]
+    fused: dict[str, int]
+    tied: bool
+    conv1d: tuple[str, ...]
+    encoder_decoder: bool
 
 
 def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
@@ -83,29 +162,55 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
     from transformers.pytorch_utils import Conv1D
 
     output = model.get_output_embeddings()
-    linear = tuple(
-        name
-        for name, module in model.named_modules()
+    modules = {
+        name: module
+        for name, module in _body(model)
         if isinstance(module, (nn.Linear, Conv1D))
         and module is not output
         and not any(name == new or name.startswith(f"{new}.") for new in new_modules)
-    )
+    }
     config = model.config.get_text_config()
+    family = FAMILIES.get(config.model_type)
+    last = {name.rpartition(".")[2] for name in modules}
+    transposed = [n for n, module in modules.items() if isinstance(module, Conv1D)]
     return Facts(
         model_type=config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
-        layers=config.num_hidden_layers,
+        layers=config.num_hidden_layers + _decoder_layers(config),
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
-        linear=linear,
+        linear=tuple(modules),
+        fused={n: k for n, k in family.fused.items() if n in last} if family else {},
+        tied=output is not None
+        and output.weight is model.get_input_embeddings().weight,
+        conv1d=tuple(sorted({name.rpartition(".")[2] for name in transposed})),
+        encoder_decoder=config.is_encoder_decoder,
     )
+
+
+def _body(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the modules below the body; of T5, which has no module for it, all."""
+    prefix = f"{model.base_model_prefix}."
+    for name, module in model.named_modules():
+        if model.base_model is model or name.startswith(prefix):
+            yield name, module
+
+
+def _decoder_layers(config: Any) -> int:
+    """Return the decoder's layers where `num_hidden_layers` counts the encoder's."""
+    if not config.is_encoder_decoder:
+        return 0
+    # T5's name for them, or BART's
+    own = getattr(config, "num_decoder_layers", None)
+    return int(config.decoder_layers if own is None else own)
 
 
 def target_patterns(targets: str | Sequence[str], facts: Facts) -> list[str]:
     """Return the patterns of a preset, or the user's own.
 
     Raises:
-        AdapterError: the preset is unknown, or this architecture has no entry for it.
+        AdapterError: the preset is unknown, this architecture has no entry for it, or
+            it is ``qv`` where one module holds query, key and value.
     """
     if not isinstance(targets, str):
         return list(targets)
@@ -125,6 +230,14 @@ def target_patterns(targets: str | Sequence[str], facts: Facts) -> list[str]:
             f"preset {targets!r} is not known for model type {facts.model_type!r}",
             where="peft.params.target_modules",
             fix=f"write all-linear, or choose from: {', '.join(names)}",
+        )
+    if targets == "qv" and family.qv is None:
+        whole = next(name for name in family.attention if name in family.fused)
+        raise AdapterError(
+            "preset 'qv' cannot adapt query and value alone",
+            where="peft.params.target_modules",
+            why=f"{facts.model_type} fuses query, key and value in {whole}",
+            fix=f"write attention, or [{whole}] for all three",
         )
     return list(getattr(family, targets))
 

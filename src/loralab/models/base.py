@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ from loralab.config import ModelConfig
 from loralab.errors import ModelError
 from loralab.models.architecture import Facts, facts_of
 from loralab.models.embedded import check_folder, embedded_folder
-from loralab.models.numerics import Numerics, choose_numerics
+from loralab.models.forward import HEADS
+from loralab.models.numerics import Numerics, choose_numerics, use_tf32
 from loralab.models.quiet import quiet_libraries
 from loralab.runs.files import sha256_file
 
-HEADS = {
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "causal-lm": "AutoModelForCausalLM",
-}
+COPIES = "consolidated*"
+"""Weights that stand beside transformers' own in another layout (Mistral)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class LoadedModel:
     Attributes:
         model: The transformers model, on its device.
         processor: Its tokenizer.
+        head: What it was loaded for: a key of `loralab.models.forward.HEADS`.
         facts: Architecture, sizes, linear modules.
         numerics: Device and dtype, with the reason.
         new_modules: Top modules with newly initialised weights (a task's head).
@@ -59,6 +60,7 @@ class LoadedModel:
 
     model: Any
     processor: Any
+    head: str
     facts: Facts
     numerics: Numerics
     new_modules: tuple[str, ...]
@@ -67,8 +69,13 @@ class LoadedModel:
     fingerprint: str
 
 
-def resolve_source(config: ModelConfig) -> Source:
+def resolve_source(config: ModelConfig, weights: bool = True) -> Source:
     """Return where the configured model is, downloading it from the hub if it is there.
+
+    Args:
+        config: Path and revision.
+        weights: Whether the hub's weights are needed, or configuration and tokenizer
+            will do.
 
     Raises:
         ModelError: no such folder, an ambiguous path, or the hub does not answer.
@@ -91,17 +98,24 @@ def resolve_source(config: ModelConfig) -> Source:
             where="model.path",
             fix=f"write ./{path} for the folder; rename the folder to use the hub's",
         )
-    return _from_hub(path, config.revision)
+    return _from_hub(path, config.revision, weights)
 
 
-def _from_hub(path: str, revision: str | None) -> Source:
+def _from_hub(path: str, revision: str | None, weights: bool) -> Source:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    wanted = ["*.json", "*.txt", "*.model", "*.jinja"]
+    if weights:
+        wanted.append("*.safetensors")
     try:
         with quiet_libraries():
             folder = Path(
-                snapshot_download(path, revision=revision, allow_patterns=wanted)
+                snapshot_download(
+                    path,
+                    revision=revision,
+                    allow_patterns=wanted,
+                    ignore_patterns=[COPIES],
+                )
             )
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         first = str(error).strip().splitlines()
@@ -114,10 +128,16 @@ def _from_hub(path: str, revision: str | None) -> Source:
     return Source(str(folder), folder.name, folder)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weights' files of a model folder, sorted by name."""
+    found = sorted(folder.glob("*.safetensors"))
+    return [file for file in found if not fnmatch(file.name, COPIES)]
+
+
 def fingerprint_of(folder: Path) -> str:
     """Return the sha256 over a model folder's configuration and weights."""
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+    for file in [folder / "config.json", *weight_files(folder)]:
         digest.update(f"{file.name}:{sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
@@ -130,13 +150,13 @@ def _check_folder(folder: Path, path: str) -> None:
         raise ModelError(f"config.json is not JSON: {error}", where=path) from None
     if not isinstance(config, dict):
         raise ModelError("config.json is not a JSON object", where=path)
-    if "auto_map" in config:
+    if "auto_map" in config and config.get("model_type") not in _known_types():
         raise ModelError(
             "this model needs code from its repository, which is never run",
             where=path,
             fix="choose a model whose architecture is part of transformers",
         )
-    if not list(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         pickles = [f.name for f in folder.glob("*.bin")]
         raise ModelError(
             "no .safetensors weights",
@@ -146,6 +166,13 @@ def _check_folder(folder: Path, path: str) -> None:
         )
 
 
+def _known_types() -> set[str]:
+    """Return the architectures that are part of transformers itself."""
+    from transformers import CONFIG_MAPPING
+
+    return set(CONFIG_MAPPING.keys())
+
+
 def load_base(
     config: ModelConfig, head: str, labels: Sequence[str] = ()
 ) -> LoadedModel:
@@ -153,7 +180,7 @@ def load_base(
 
     Args:
         config: Path, revision, dtype, device.
-        head: ``sequence-classification`` or ``causal-lm``.
+        head: A key of `loralab.models.forward.HEADS`.
         labels: Class names, for a classification head.
 
     Returns:
@@ -166,8 +193,11 @@ def load_base(
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config)
     _check_folder(source.folder, config.path)
-    processor = _load_tokenizer(source, config.path)
+    processor = load_tokenizer(source, config.path)
     model, new = _load_model(config, source, numerics, head, labels)
+    if head == "sequence-classification":
+        # a decoder is read at the last token that is no padding
+        model.config.pad_token_id = processor.pad_token_id
     facts = facts_of(model, new)
     if len(processor) > facts.vocabulary:
         raise ModelError(
@@ -179,6 +209,7 @@ def load_base(
     return LoadedModel(
         model=model,
         processor=processor,
+        head=head,
         facts=facts,
         numerics=numerics,
         new_modules=new,
@@ -190,13 +221,24 @@ def load_base(
 
 def load_processor(config: ModelConfig) -> Any:
     """Return a base model's tokenizer, without its weights."""
-    return _load_tokenizer(resolve_source(config), config.path)
+    return load_tokenizer(resolve_source(config, weights=False), config.path)
 
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spm.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
-def _load_tokenizer(source: Source, path: str) -> Any:
+def load_tokenizer(source: Source, path: str) -> Any:
+    """Return the fast tokenizer of a base model.
+
+    Raises:
+        ModelError: there is none, or only a slow one.
+    """
     from transformers import AutoTokenizer
 
     # without one of these transformers makes a tokenizer that knows no word
@@ -213,6 +255,8 @@ def _load_tokenizer(source: Source, path: str) -> Any:
         raise ModelError(
             "the tokenizer cannot be loaded", where=path, why=str(error).split("\n")[0]
         ) from None
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked by place, never by id
     if not tokenizer.is_fast:
         raise ModelError(
             "the tokenizer has no fast version, which gives character offsets",
@@ -220,6 +264,23 @@ def _load_tokenizer(source: Source, path: str) -> Any:
             fix="add a tokenizer.json",
         )
     return tokenizer
+
+
+def attention_of(config: ModelConfig) -> str | None:
+    """Return what transformers takes: None is its rule for ``best``."""
+    wanted = config.attn_implementation
+    return None if wanted == "best" else wanted
+
+
+def head_settings(head: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Return what a model's configuration must know of its classes."""
+    if not labels or head == "feature-extraction":  # the encoder has no head of its own
+        return {}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "num_labels": len(labels),
+    }
 
 
 def _load_model(
@@ -231,38 +292,61 @@ def _load_model(
 ) -> tuple[Any, tuple[str, ...]]:
     import transformers
 
-    extra: dict[str, Any] = {}
-    if labels:
-        extra["id2label"] = dict(enumerate(labels))
-        extra["label2id"] = {label: i for i, label in enumerate(labels)}
-        extra["num_labels"] = len(labels)
+    if numerics.device == "cuda":
+        use_tf32()
     try:
         with quiet_libraries():
-            model, info = getattr(transformers, HEADS[head]).from_pretrained(
+            model, info = getattr(transformers, HEADS[head].auto_class).from_pretrained(
                 source.load_from,
                 dtype=numerics.torch_dtype,
-                attn_implementation=config.attn_implementation,
+                attn_implementation=attention_of(config),
+                device_map=config.device_map,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **extra,
+                **head_settings(head, labels),
             )
     except Exception as error:  # corrupt files surface as many unrelated kinds
         first = str(error).strip().split("\n")[0]
         raise ModelError(
             f"cannot be loaded for {head}", where=config.path, why=first
         ) from None
-    new = _new_modules(info["missing_keys"], head, config.path)
-    _only_head_is_new(model, new, config.path)
+    if head == "feature-extraction":
+        new = _add_probe(model, info["missing_keys"], len(labels), config.path)
+    else:
+        new = _new_modules(info["missing_keys"], head, config.path)
+        _only_head_is_new(model, new, config.path)
     for name in new:
         model.get_submodule(name).float()
     model.config.use_cache = False
-    return model.to(numerics.device).eval(), new
+    if config.device_map is None:  # else accelerate has spread it over devices
+        model.to(numerics.device)
+    return model.eval(), new
+
+
+def _add_probe(
+    model: Any, missing: Sequence[str], classes: int, path: str
+) -> tuple[str, ...]:
+    """Put a linear probe beside the encoder, whose weights must all be there."""
+    body = [key for key in missing if not key.startswith("pooler.")]
+    if body:
+        raise _random_body(body, path)
+    put_probe(model, classes)
+    return ("probe",)
+
+
+def put_probe(model: Any, classes: int) -> None:
+    """Add a linear layer ``probe``, and take off a pooler that nothing reads."""
+    from torch import nn
+
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    model.probe = nn.Linear(model.config.get_text_config().hidden_size, classes)
 
 
 def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...]:
     """Return the top modules of missing weights; a language model may miss none."""
-    if missing and head == "causal-lm":
+    if missing and not HEADS[head].may_be_new:
         raise ModelError(
             f"{len(missing)} weights are missing, such as {sorted(missing)[0]}",
             where=path,
@@ -277,9 +361,13 @@ def _only_head_is_new(model: Any, new: Sequence[str], path: str) -> None:
     # a pooler may be new: many encoders ship without one; it trains with the head
     inside = [n for n in new if n.startswith(body) and "pooler" not in n]
     if inside:
-        raise ModelError(
-            f"weights of the body are missing: {', '.join(inside[:3])}",
-            where=path,
-            why="they would be random",
-            fix="the files are broken or of another architecture",
-        )
+        raise _random_body(inside, path)
+
+
+def _random_body(names: Sequence[str], path: str) -> ModelError:
+    return ModelError(
+        f"weights of the body are missing: {', '.join(names[:3])}",
+        where=path,
+        why="they would be random",
+        fix="the files are broken or of another architecture",
+    )

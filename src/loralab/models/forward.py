@@ -1,17 +1,18 @@
-"""The forward pass that training, evaluation and their guards share.
+"""The forward passes that training, evaluation and inference share, one a head.
 
 Logits only where a label is: for a token-level task the output layer sees the hidden
 states of supervised positions only. With a vocabulary of 49,152 and a quarter of the
 tokens supervised, that is a third of all the work of a small model.
 
-Shape suffixes: B batch, T tokens, N supervised positions, C classes or vocabulary,
-D hidden.
+Shape suffixes: B batch, T tokens, S labels of a row, N labels of the batch, C classes,
+vocabulary or positions, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loralab.models.numerics import Numerics
@@ -19,21 +20,37 @@ from loralab.models.numerics import Numerics
 if TYPE_CHECKING:
     import torch
 
+    from loralab.models.base import LoadedModel
+
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+
+Batch = Mapping[str, "torch.Tensor"]
+Forward = Callable[[Any, Batch, Numerics], "torch.Tensor"]
+"""From model and batch to logits, one row a label."""
+
+
+def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    return {name: batch[name] for name in INPUTS if name in batch}
+
+
+def _base_of(model: Any) -> Any:
+    """Return the transformers model inside a PEFT model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
-def output_only_at(model: Any, mask_BT: torch.Tensor) -> Iterator[None]:
-    """Let the output layer see only the positions of a mask.
+def output_only_at(model: Any, places_N: torch.Tensor) -> Iterator[None]:
+    """Let the output layer see only some positions.
 
     Args:
-        model: A causal language model, with or without adapter.
-        mask_BT: bool [B, T]. Within the context logits are [1, N, C].
+        model: A language model, without adapter.
+        places_N: Positions in the flattened [B, T], int64. Within the context logits
+            are [1, N, C].
     """
     layer = model.get_output_embeddings()
 
     def keep(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][mask_BT].unsqueeze(0), *args[1:])
+        return (args[0].flatten(0, 1)[places_N].unsqueeze(0), *args[1:])
 
     handle = layer.register_forward_pre_hook(keep)
     try:
@@ -42,32 +59,109 @@ def output_only_at(model: Any, mask_BT: torch.Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def _classify(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    with numerics.autocast():
+        logits_BC: torch.Tensor = model(**_inputs(batch)).logits
+    return logits_BC
+
+
+def _tag(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    with numerics.autocast():
+        logits_BTC = model(**_inputs(batch)).logits
+    found: torch.Tensor = logits_BTC.flatten(0, 1)[batch["places"]]
+    return found
+
+
+def _span(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    """Return start and end logits, [2B, T]; padding has −inf, and so no share."""
+    import torch
+
+    with numerics.autocast():
+        out = model(**_inputs(batch))
+    logits_B2T = torch.stack([out.start_logits, out.end_logits], 1).float()
+    real_B1T = batch["attention_mask"][:, None].bool()
+    return logits_B2T.masked_fill(~real_B1T, -torch.inf).flatten(0, 1)
+
+
+def _next_token(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    with numerics.autocast(), output_only_at(_base_of(model), batch["places"]):
+        logits_1NC = model(**_inputs(batch), use_cache=False).logits
+    found: torch.Tensor = logits_1NC[0]
+    return found
+
+
+def _sequence(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    base = _base_of(model)
+    written_BS = base.prepare_decoder_input_ids_from_labels(labels=batch["targets"])
+    with numerics.autocast(), output_only_at(base, batch["places"]):
+        logits_1NC = model(
+            **_inputs(batch), decoder_input_ids=written_BS, use_cache=False
+        ).logits
+    found: torch.Tensor = logits_1NC[0]
+    return found
+
+
+def pooled(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    """Return the mean of the last hidden states over real tokens, [B, D] fp32."""
+    with numerics.autocast():
+        hidden_BTD = model(**_inputs(batch)).last_hidden_state
+    mask_BT1 = batch["attention_mask"][..., None]
+    total_BD: torch.Tensor = (hidden_BTD.float() * mask_BT1).sum(1)
+    return total_BD / mask_BT1.sum(1)
+
+
+def _probe(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    """Return the logits of the linear probe on pooled features, [B, C], in fp32."""
+    found: torch.Tensor = _base_of(model).probe(pooled(model, batch, numerics))
+    return found
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task asks of a model.
+
+    Attributes:
+        auto_class: transformers' class that loads it.
+        task_type: PEFT's name of it.
+        forward: Its forward pass.
+        may_be_new: Whether it may be newly initialised, to be trained with the adapter.
+    """
+
+    auto_class: str
+    task_type: str
+    forward: Forward
+    may_be_new: bool
+
+
+HEADS = {
+    "sequence-classification": Head(
+        "AutoModelForSequenceClassification", "SEQ_CLS", _classify, True
+    ),
+    "token-classification": Head(
+        "AutoModelForTokenClassification", "TOKEN_CLS", _tag, True
+    ),
+    "question-answering": Head(
+        "AutoModelForQuestionAnswering", "QUESTION_ANS", _span, True
+    ),
+    "causal-lm": Head("AutoModelForCausalLM", "CAUSAL_LM", _next_token, False),
+    "seq2seq-lm": Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", _sequence, False),
+    "feature-extraction": Head("AutoModel", "FEATURE_EXTRACTION", _probe, True),
+}
+
+
 def supervised_logits(
-    model: Any,
-    batch: Mapping[str, torch.Tensor],
-    numerics: Numerics,
+    model: Any, batch: Batch, base: LoadedModel
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return logits, labels and the examples they belong to, where there is a label.
 
     Args:
         model: A transformers or PEFT model.
         batch: What `loralab.data.batching.collate` returns, on the model's device.
-        numerics: The context to compute in.
+        base: The base, for its head and numerics.
 
     Returns:
-        ``logits`` [N, C] fp32, ``labels`` [N] int64, ``example`` [N] int64. For a
-        classifier N is B.
+        ``logits`` [N, C] fp32, ``labels`` [N] int64, ``example`` [N] int64; by example
+        in the order of its labels.
     """
-    from loralab.data.examples import IGNORE
-
-    inputs = {name: batch[name] for name in INPUTS if name in batch}
-    labels = batch["labels"]
-    if labels.dim() == 1:
-        with numerics.autocast():
-            logits_BC = model(**inputs).logits
-        return logits_BC.float(), labels, batch["example"]
-    mask_BT = labels != IGNORE
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with numerics.autocast(), output_only_at(base, mask_BT):
-        logits_NC = model(**inputs, use_cache=False).logits[0]
-    return logits_NC.float(), labels[mask_BT], batch["example"][mask_BT]
+    logits_NC = HEADS[base.head].forward(model, batch, base.numerics)
+    return logits_NC.float(), batch["labels"], batch["example"]
