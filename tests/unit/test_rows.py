@@ -163,7 +163,7 @@ def test_only_the_first_five_malformed_rows_are_shown(tmp_path):
         ("a.csv", b"", "empty"),
         ("a.csv", b"text,label\n", "empty"),
         ("a.parquet", b"no parquet", "not Parquet"),
-        ("a.txt", b"a\tx", r"\.jsonl"),
+        ("a.xlsx", b"a\tx", r"\.jsonl"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, name, bytes_, says):

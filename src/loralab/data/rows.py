@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loralab import registry
@@ -70,11 +70,20 @@ class RowsReport:
 
 @dataclass(frozen=True)
 class Rows:
-    """The splits, what was dropped on the way, and a fingerprint of all of it."""
+    """The splits, what was dropped on the way, and a fingerprint of all of it.
+
+    Attributes:
+        splits: By name.
+        fingerprint: sha256 of the rows of every split.
+        report: What was dropped.
+        locks: Which state of a changing source was read, such as a hub's commit;
+            with them the same rows are read again.
+    """
 
     splits: dict[str, Dataset]
     fingerprint: str
     report: RowsReport
+    locks: dict[str, str] = field(default_factory=dict)
 
     def sizes(self) -> dict[str, int]:
         """Return the number of rows of each split."""
@@ -86,15 +95,42 @@ def _sha(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _column_names(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield every name that `data.columns` may use, nested ones by dots."""
+    for key, value in columns.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _column_names(value, f"{prefix}{key}.")
+
+
+def _column(columns: Mapping[str, Any], own: str) -> Any:
+    """Return a column; its dots lead into nested ones if none has that very name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    value: Any = columns
+    for key in [own] if own in columns else own.split("."):
+        if not isinstance(value, Mapping):
+            raise KeyError(own)
+        value = value[key]
+    return value
+
+
 def _rename(columns: Mapping[str, Any], wanted: Mapping[str, str]) -> dict[str, Any]:
     """Give the source's columns the names that the task uses."""
+    found = {}
     for name, own in wanted.items():
-        if own not in columns:
-            hint = nearest(own, map(str, columns))
-            raise ValueError(f"no column {own!r} (data.columns.{name}); {hint}")
+        try:
+            found[name] = _column(columns, own)
+        except KeyError:
+            hint = nearest(own, _column_names(columns))
+            raise ValueError(
+                f"no column {own!r} (data.columns.{name}); {hint}"
+            ) from None
     taken = set(wanted.values())
     kept = {k: v for k, v in columns.items() if k not in taken and k not in wanted}
-    return {**kept, **{name: columns[own] for name, own in wanted.items()}}
+    return {**kept, **found}
 
 
 def check_rows(
@@ -216,20 +252,39 @@ def limit_rows(rows: list[Checked], count: int | None, seed: int) -> list[Checke
     return [rows[i] for i in sorted(sorted(place, key=place.__getitem__)[:count])]
 
 
-def load_rows(config: DataConfig, task: DataPreprocessor) -> Rows:
+def _read(
+    config: DataConfig, locks: Mapping[str, str] | None
+) -> tuple[Iterable[RawRow], dict[str, str]]:
+    """Return the source's rows and the locks they are read under, found if not given.
+
+    A source of changing content registers ``lock``: params to the params to keep.
+    """
+    entry = registry.get("data source", config.source.name)
+    params = entry.schema(**config.source.params)
+    if locks is None:
+        locks = entry.facts["lock"](params) if "lock" in entry.facts else {}
+    return entry.target(params.model_copy(update=locks)), dict(locks)
+
+
+def load_rows(
+    config: DataConfig,
+    task: DataPreprocessor,
+    locks: Mapping[str, str] | None = None,
+) -> Rows:
     """Read the source and return its checked, split, leak-free rows.
 
     Args:
         config: Source, columns, splits and policies.
         task: Decides which rows are usable and what an equal input is.
+        locks: `Rows.locks` of an earlier reading, whose rows are wanted; None: the
+            source's present state.
 
     Raises:
         DataError: malformed rows, duplicates under ``error``, or nothing to train on.
     """
     from datasets import Dataset
 
-    entry = registry.get("data source", config.source.name)
-    raw = entry.target(entry.schema(**config.source.params))
+    raw, found_locks = _read(config, locks)
     checked, malformed = check_rows(raw, config, task)
     given = {
         name: [row for row in checked if (row.split or "train") == name]
@@ -254,6 +309,7 @@ def load_rows(config: DataConfig, task: DataPreprocessor) -> Rows:
         },
         _sha(PREPROCESSING_VERSION, keys),
         RowsReport(len(checked) + malformed, malformed, **counts),
+        found_locks,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from loralab.data.examples import IGNORE, Examples
+from loralab.data.tasks._columns import column_of
 from loralab.errors import DataError, ModelError
 from loralab.registry import Params, register
 
@@ -50,6 +51,10 @@ class CausalLMParams(Params):
         None, description="null: the model's; `alpaca`; or the path of a .jinja file"
     )
     packing: bool = Field(True, description="fill packs with rows, kept apart")
+    keep: list[str] = Field(
+        default_factory=list,
+        description="further columns that a metric needs, such as `test`",
+    )
 
 
 def _said(value: Any, name: str, empty: bool = False) -> str:
@@ -76,14 +81,16 @@ def _messages(value: Any) -> list[Message]:
     return found
 
 
-def _instruction(columns: Mapping[str, Any], extra: str, answer: str) -> list[Message]:
+def _asked(columns: Mapping[str, Any], extra: str) -> Message:
+    """Return the user's message of an instruction row."""
     asked = _said(columns["instruction"], "instruction")
     context = _said(columns.get(extra), extra, empty=True).strip()
-    user = f"{asked}\n\n{context}" if context else asked
-    return [
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": _said(columns[answer], answer)},
-    ]
+    return {"role": "user", "content": f"{asked}\n\n{context}" if context else asked}
+
+
+def _instruction(columns: Mapping[str, Any], extra: str, answer: str) -> list[Message]:
+    said = _said(columns[answer], answer)
+    return [_asked(columns, extra), {"role": "assistant", "content": said}]
 
 
 @register("task", "causal-lm", CausalLMParams)
@@ -91,13 +98,18 @@ class CausalLM:
     """Rows become chat messages (or one plain text); responses are supervised."""
 
     head = "causal-lm"
+    form = "text"
     metrics = ()
 
     def __init__(self, params: CausalLMParams) -> None:
         self.params = params
 
     def parse(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``messages`` or ``text`` of a row, the other one None."""
+        """Return ``messages`` or ``text`` of a row, the other one None; and `keep`."""
+        kept = {name: column_of(columns, name) for name in self.params.keep}
+        return {**kept, **self._content(columns)}
+
+    def _content(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         shape = self.params.shape
         fits = [s for s, need in NEEDED.items() if need <= set(columns)]
         if shape != "auto":
@@ -135,11 +147,9 @@ class CausalLM:
         """Nothing to take over."""
 
     def prepare(self, processor: Any) -> None:
-        """Give the tokenizer its template and padding token, or say what is missing."""
+        """Give the tokenizer its template, or say what is missing."""
         if processor.eos_token_id is None:
             raise ModelError("the tokenizer has no end token: answers would never end")
-        if processor.pad_token_id is None:
-            processor.pad_token = processor.eos_token  # masked by place, never by id
         wanted = self.params.chat_template
         if wanted == "alpaca":
             processor.chat_template = ALPACA
@@ -153,9 +163,41 @@ class CausalLM:
                 )
             processor.chat_template = path.read_text(encoding="utf-8")
 
-    def render(self, messages: Sequence[Message], processor: Any) -> str:
-        """Return the prompt that asks for a response, as inference feeds it."""
-        return _render(processor, messages, True)
+    def row_of(self, given: Any) -> dict[str, Any]:
+        """Return the row of a user's text, of chat messages, or of a row's columns."""
+        if isinstance(given, Mapping) and "instruction" in given:
+            asked = [_asked(given, "input" if "input" in given else "context")]
+        elif isinstance(given, str):
+            asked = [{"role": "user", "content": _said(given, "the prompt")}]
+        elif isinstance(given, Mapping):
+            asked = _messages(given.get("messages"))
+        else:
+            asked = _messages(given)
+        answer = {"role": "assistant", "content": ""}
+        return {"messages": [*asked, answer], "text": None}
+
+    def reference(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the last response, as the one acceptable text.
+
+        Raises:
+            DataError: a plain text has none.
+        """
+        if row["text"] is not None:
+            raise DataError(
+                "a plain text has no response to compare an answer with",
+                where=str(row.get("origin", "a row")),
+                fix="leave evaluation.metrics empty: cross-entropy is measured",
+            )
+        return [row["messages"][-1]["content"]]
+
+    def prompt(self, row: Mapping[str, Any], processor: Any) -> str:
+        """Return everything before the last response, with its beginning."""
+        if row["text"] is not None:
+            return str(row["text"])
+        asked = row["messages"][:-1]
+        if not processor.chat_template and len(asked) == 1:
+            return str(asked[0]["content"])  # trained on plain texts
+        return _render(processor, asked, True)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
         """Return token ids, and labels on responses only.
@@ -168,7 +210,9 @@ class CausalLM:
             ModelError: the tokenizer has no chat template and a row needs one.
         """
         limit = self.params.max_length
-        found = Examples([], [], [], limit if self.params.packing else None)
+        found = Examples(
+            [], [], [], "next-token", limit if self.params.packing else None
+        )
         too_long = 0
         for i, row in enumerate(rows):
             if row["text"] is not None:

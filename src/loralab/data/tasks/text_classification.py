@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from loralab.data.examples import Examples
-from loralab.errors import DataError, ModelError, nearest
+from loralab.data.examples import Answer, Examples
+from loralab.data.tasks._columns import column_of, text_of
+from loralab.errors import DataError, ModelError
 from loralab.registry import Params, register
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class TextClassificationParams(Params):
     """What a text classifier is given."""
 
     max_length: int = Field(256, gt=0, description="tokens; longer texts are cut")
-
-
-def _text(columns: Mapping[str, Any], name: str) -> str:
-    value = columns[name]
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {type(value).__name__}, not text")
-    if not value.strip():
-        raise ValueError(f"{name} is empty")
-    return value
 
 
 def _label(value: Any) -> str:
@@ -37,11 +33,21 @@ def _label(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) else str(value).strip()
 
 
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the softmax over the last dimension, float64."""
+    import numpy as np
+
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    weights = np.exp(shifted)
+    return np.asarray(weights / weights.sum(-1, keepdims=True))
+
+
 @register("task", "text-classification", TextClassificationParams)
 class TextClassification:
     """Columns ``text``, ``label`` and optionally ``text_pair``; labels are names."""
 
     head = "sequence-classification"
+    form = "class"
     metrics = ("accuracy", "macro-f1", "mcc")
 
     def __init__(self, params: TextClassificationParams) -> None:
@@ -50,18 +56,12 @@ class TextClassification:
 
     def parse(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``text``, ``text_pair`` (or None) and ``label`` of a row."""
-        for name in ("text", "label"):
-            if name not in columns:
-                hint = nearest(name, map(str, columns))
-                raise ValueError(
-                    f"no column {name!r} ({hint}); name yours with data.columns."
-                    f"{name}=COLUMN"
-                )
+        text, label = text_of(columns, "text"), _label(column_of(columns, "label"))
         pair = columns.get("text_pair")
         return {
-            "text": _text(columns, "text"),
-            "text_pair": _text(columns, "text_pair") if pair is not None else None,
-            "label": _label(columns["label"]),
+            "text": text,
+            "text_pair": text_of(columns, "text_pair") if pair is not None else None,
+            "label": label,
         }
 
     def input_of(self, row: Mapping[str, Any]) -> str:
@@ -104,21 +104,59 @@ class TextClassification:
             )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
-        """Return token ids and class indices; texts are cut at ``max_length``.
-
-        Rows without a label (at inference) get label 0.
-        """
+        """Return token ids and class indices; texts are cut at ``max_length``."""
         limit = min(self.params.max_length, processor.model_max_length)
         texts = [row["text"] for row in rows]
         pairs = [row.get("text_pair") for row in rows]
         both = any(pair is not None for pair in pairs)
         second = [pair or "" for pair in pairs] if both else None
-        ids = processor(texts, second, truncation=True, max_length=limit)["input_ids"]
+        made = processor(texts, second, truncation=True, max_length=limit)
+        ids = made["input_ids"]
         index = {label: i for i, label in enumerate(self.labels)}
-        cut = sum(len(x) == limit for x in ids)
         return Examples(
             input_ids=ids,
             labels=[index[row["label"]] if "label" in row else 0 for row in rows],
             row=list(range(len(ids))),
-            notes={"at_max_length": cut},
+            token_type_ids=made.get("token_type_ids") if both else None,
+            notes={"at_max_length": sum(len(x) == limit for x in ids)},
         )
+
+    def row_of(self, given: Any) -> dict[str, Any]:
+        """Return the row of a text, a pair of texts, or a mapping of columns."""
+        if isinstance(given, str):
+            given = {"text": given}
+        elif isinstance(given, (tuple, list)) and len(given) == 2:
+            given = {"text": given[0], "text_pair": given[1]}
+        if not isinstance(given, Mapping) or "text" not in given:
+            raise ValueError("give a text, a pair of texts, or {text, text_pair}")
+        pair = given.get("text_pair")
+        return {
+            "text": text_of(given, "text"),
+            "text_pair": text_of(given, "text_pair") if pair is not None else None,
+        }
+
+    def reference(self, row: Mapping[str, Any]) -> int:
+        """Return the index of a row's class."""
+        return self.labels.index(row["label"])
+
+    def read(
+        self, examples: Examples, i: int, logits: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Return the probabilities of the classes, [C]."""
+        return softmax(logits)
+
+    def answer(self, row: Mapping[str, Any], readings: Sequence[Any]) -> Answer:
+        """Return the most probable class."""
+        (p_C,) = readings
+        ranked = (-p_C).argsort(kind="stable")[:10].tolist()
+        return Answer(ranked[0], float(p_C[ranked[0]]), tuple(ranked))
+
+    def show(self, row: Mapping[str, Any], readings: Sequence[Any]) -> dict[str, Any]:
+        """Return ``label``, ``probability`` and all ``probabilities``."""
+        (p_C,) = readings
+        best = int(p_C.argmax())
+        return {
+            "label": self.labels[best],
+            "probability": float(p_C[best]),
+            "probabilities": dict(zip(self.labels, p_C.tolist(), strict=True)),
+        }

@@ -1,0 +1,1 @@
+"""Sets of our own: written passages, and passages made from a seed."""
