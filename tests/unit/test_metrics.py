@@ -1,15 +1,17 @@
+import logging
+
 import numpy as np
 import pytest
-from scipy.stats import binom
+import sacrebleu
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from loralab import registry
-from loralab.evaluation.intervals import (
-    Interval,
-    confusion_intervals,
-    ratio_intervals,
-    wilson,
-)
+from loralab.errors import ConfigError, DataError
+from loralab.evaluation.metrics.entity_f1 import entities
+from loralab.evaluation.metrics.final_answer import final_number
+from loralab.evaluation.metrics.macro_f1 import f1_by_class
+from loralab.evaluation.metrics.pass_at_k import pass_at_k, program
+from loralab.evaluation.scores import Answers
 
 SKLEARN = {
     "accuracy": accuracy_score,
@@ -18,173 +20,404 @@ SKLEARN = {
 }
 
 
-def metric(name):
-    return registry.get("metric", name).target
+def scores(name, answers, **params):
+    entry = registry.get("metric", name)
+    return entry.target(entry.schema(**params), answers)
 
 
-def confusion_of(true, said, classes):
-    found = np.zeros((classes, classes))
-    np.add.at(found, (true, said), 1)
-    return found
+def value(name, answers, **params):
+    made = scores(name, answers, **params)
+    assert made.sums.shape[0] == len(answers.predictions)
+    return float(made.value(np.asarray(made.sums.sum(0))))
 
 
-def labels(rng, n, classes, right=0.6):
-    true = rng.integers(classes, size=n)
-    return true, np.where(rng.random(n) < right, true, rng.integers(classes, size=n))
+def text(name, references, predictions, **params):
+    return value(name, Answers("text", references, predictions), **params)
 
 
-def test_every_metric_is_held_against_scikit_learn():
-    assert set(SKLEARN) == set(registry.names("metric"))
+def one(name, acceptable, said, **params):
+    return text(name, [acceptable], [said], **params)
+
+
+def test_every_metric_says_what_it_judges_and_which_way_is_better():
+    for name in registry.names("metric"):
+        facts = registry.get("metric", name).facts
+        assert facts["answers"] in ("class", "tags", "text")
+        assert facts["better"] == ("lower" if name == "ece" else "higher")
+        assert facts.get("needs") in (None, "samples", "probabilities", "ranked")
+
+
+# class
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("name", sorted(SKLEARN))
 @pytest.mark.parametrize("classes", [2, 3, 20])
-def test_metrics_equal_scikit_learn(name, classes):
+def test_metrics_of_classes_equal_scikit_learn(name, classes):
     rng = np.random.default_rng(classes)
     for n in (1, 2, 7, 300):  # few rows: classes that are never true or never said
         for right in (0.0, 0.5, 1.0):
-            true, said = labels(rng, n, classes, right)
-            ours = metric(name)(confusion_of(true, said, classes))
+            true = rng.integers(classes, size=n)
+            other = rng.integers(classes, size=n)
+            said = np.where(rng.random(n) < right, true, other)
+            ours = value(name, Answers("class", true, said, classes=classes))
             assert ours == pytest.approx(SKLEARN[name](true, said), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(SKLEARN))
-def test_metrics_of_many_matrices_are_those_of_each(name):
+def test_f1_of_each_class_equals_scikit_learn_and_is_nan_for_absent_classes():
     rng = np.random.default_rng(0)
-    many = rng.integers(0, 9, size=(4, 5, 3, 3)).astype(float)
-    each = [[float(metric(name)(one)) for one in row] for row in many]
-    np.testing.assert_allclose(metric(name)(many), each, rtol=1e-12)
+    true, said = rng.integers(4, size=(2, 90))
+    confusion = np.zeros((5, 5))
+    np.add.at(confusion, (true, said), 1)
+    found = f1_by_class(confusion)
+    np.testing.assert_allclose(found[:4], f1_score(true, said, average=None))
+    assert np.isnan(found[4])
 
 
-@pytest.mark.parametrize("name", sorted(SKLEARN))
-def test_bootstrap_over_cells_agrees_with_one_over_examples(name):
-    rng = np.random.default_rng(1)
-    n, draws = 150, 1500
-    true, first = labels(rng, n, 3, 0.7)
-    second = np.where(rng.random(n) < 0.5, first, rng.integers(3, size=n))
-    ours = confusion_intervals(
-        true, (first, second), metric(name), 3, 0.9, 20_000, seed=0
-    )
-    picked = rng.integers(n, size=(draws, n))
-    one, two = (
-        np.array(
-            [metric(name)(confusion_of(true[i], said[i], 3)) for i in picked],
+def test_accuracy_is_told_to_be_a_share_and_f1_is_not():
+    answers = Answers("class", [0, 1, 1], [0, 1, 0], classes=2)
+    assert scores("accuracy", answers).proportion
+    assert not scores("macro-f1", answers).proportion
+
+
+def test_top_k_counts_rows_whose_class_is_among_the_first_k():
+    ranked = [[2, 1, 0], [1, 0, 2], [0, 2, 1]]
+    answers = Answers("class", [2, 0, 1], [2, 1, 0], classes=3, ranked=ranked)
+    found = [value("top-k", answers, k=k) for k in (1, 2, 3, 10)]
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert scores("top-k", answers).proportion
+    with pytest.raises(ValueError, match="less than or equal to 10"):
+        value("top-k", answers, k=11)
+
+
+def ece(confidence, right, **params):
+    said = np.zeros(len(right), int)
+    true = np.where(right, 0, 1)
+    given = Answers("class", true, said, classes=2, probabilities=np.array(confidence))
+    return value("ece", given, **params)
+
+
+def test_ece_by_hand():
+    assert ece([0.9, 0.9], [True, True]) == pytest.approx(0.1)
+    assert ece([0.9, 0.9], [True, False]) == pytest.approx(0.4)
+    # two bins: |0.6 − 0| and |1.8 − 2| over three rows
+    assert ece([0.6, 0.9, 0.9], [False, True, True]) == pytest.approx(0.8 / 3)
+    # one bin: |2.4 − 2| over three rows
+    assert ece([0.6, 0.9, 0.9], [False, True, True], bins=2) == pytest.approx(0.4 / 3)
+    assert ece([1.0, 1.0], [True, True]) == 0
+    assert ece([0.0, 0.0], [True, True]) == 1
+
+
+def test_a_bin_of_ece_holds_its_upper_edge():
+    # 0.5 and 0.4 share the bin (0, 0.5]; were 0.5 in the next, it would be 0.45
+    assert ece([0.5, 0.4], [True, False], bins=2) == pytest.approx(0.05)
+
+
+def test_ece_equals_torchmetrics():
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    rng = np.random.default_rng(0)
+    for n in (1, 40, 500):
+        logits = torch.from_numpy(rng.normal(size=(n, 4)))
+        chances, true = logits.softmax(-1), torch.from_numpy(rng.integers(4, size=n))
+        best = chances.max(-1)
+        answers = Answers(
+            "class",
+            true.numpy(),
+            best.indices.numpy(),
+            classes=4,
+            probabilities=best.values.numpy(),
         )
-        for said in (first, second)
-    )
-    for interval, plain in zip(ours, (one, two, one - two), strict=True):
-        low, high = np.percentile(plain, [5, 95])
-        # five times the error of a percentile of 1,500 draws, and a step of accuracy
-        error = 0.2 * plain.std() + 1 / n
-        assert interval.low == pytest.approx(low, abs=error)
-        assert interval.high == pytest.approx(high, abs=error)
-    values = [SKLEARN[name](true, said) for said in (first, second)]
-    expected = [*values, values[0] - values[1]]
-    assert [x.value for x in ours] == pytest.approx(expected, abs=1e-12)
+        for bins in (10, 15):
+            theirs = float(multiclass_calibration_error(chances, true, 4, bins))
+            assert value("ece", answers, bins=bins) == pytest.approx(theirs, abs=1e-6)
 
 
-def test_pairing_narrows_the_interval_of_the_difference():
-    rng = np.random.default_rng(2)
-    true, first = labels(rng, 400, 2, 0.6)
-    nearly = np.where(rng.random(400) < 0.98, first, true)
-    settings = (metric("accuracy"), 2, 0.95, 2000, 0)
-    paired = confusion_intervals(true, (nearly, first), *settings)[-1]
-    alone = confusion_intervals(true, (first,), *settings)[0]
-    assert paired.high - paired.low < (alone.high - alone.low) / 2
-
-
-@pytest.mark.parametrize("name", sorted(SKLEARN))
-def test_identical_arms_differ_by_exactly_nothing(name):
-    true, said = labels(np.random.default_rng(3), 60, 4)
-    found = confusion_intervals(true, (said, said), metric(name), 4, 0.95, 500, 0)
-    assert found[0] == found[1]
-    assert found[2] == Interval(0.0, 0.0, 0.0)
-    assert not found[2].excludes_zero
-
-
-def test_identical_losses_differ_by_exactly_nothing():
-    rng = np.random.default_rng(4)
-    weights = rng.integers(1, 30, 50).astype(float)
-    sums = weights * rng.random(50)
-    found = ratio_intervals((sums, sums), weights, 0.95, 500, 0)
-    assert found[2] == Interval(0.0, 0.0, 0.0)
-
-
-def test_a_difference_is_the_first_minus_the_second():
-    true, weights = np.array([0, 1] * 30), np.full(60, 2.0)
-    accuracy = metric("accuracy")
-    found = confusion_intervals(true, (true, 1 - true), accuracy, 2, 0.95, 200, 0)
-    assert found[2] == Interval(1.0, 1.0, 1.0)
-    assert found[2].excludes_zero
-    found = ratio_intervals((weights, 3 * weights), weights, 0.95, 200, 0)
-    assert found == [Interval(x, x, x) for x in (1.0, 3.0, -2.0)]
-    assert found[2].excludes_zero
-
-
-def test_intervals_are_a_function_of_the_seed():
-    rng = np.random.default_rng(5)
-    weights, sums = rng.integers(1, 9, 40).astype(float), (rng.random(40),)
-    first, again, other = (
-        ratio_intervals(sums, weights, 0.95, 300, seed) for seed in (0, 0, 1)
-    )
-    assert first == again
-    assert first != other
-
-
-def test_more_confidence_is_a_wider_interval():
-    rng = np.random.default_rng(6)
-    weights, sums = rng.integers(1, 9, 40).astype(float), (rng.random(40),)
-    narrow, wide = (ratio_intervals(sums, weights, c, 999, 0)[0] for c in (0.8, 0.99))
-    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
-
-
-def test_a_ratio_is_weighted_by_tokens_and_agrees_with_a_plain_bootstrap():
-    rng = np.random.default_rng(7)
-    weights = rng.integers(1, 100, 120).astype(float)
-    sums = weights * (1 + rng.random(120))
-    (found,) = ratio_intervals((sums,), weights, 0.9, 10_050, 0)
-    assert found.value == pytest.approx(sums.sum() / weights.sum(), rel=1e-12)
-    picked = rng.integers(120, size=(20_000, 120))
-    plain = sums[picked].sum(1) / weights[picked].sum(1)
-    low, high = np.percentile(plain, [5, 95])
-    assert found.low == pytest.approx(low, abs=0.1 * plain.std())
-    assert found.high == pytest.approx(high, abs=0.1 * plain.std())
-
-
-def test_the_interval_of_cross_entropy_covers_about_as_often_as_it_says():
-    rng = np.random.default_rng(8)
-    trials, n = 400, 150
-    covered = 0
-    for trial in range(trials):
-        weights = rng.integers(5, 60, n).astype(float)
-        level = rng.gamma(2.0, 1.0, n)  # of an example; the mean is 2
-        (found,) = ratio_intervals((weights * level,), weights, 0.9, 300, trial)
-        covered += found.low <= 2.0 <= found.high
-    # a true coverage between 0.86 and 0.92 fails in one of a thousand runs
-    assert binom.ppf(5e-4, trials, 0.86) <= covered <= binom.ppf(1 - 5e-4, trials, 0.92)
+# text, as SQuAD 2.0 reads it
 
 
 @pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
+    ("acceptable", "said", "exact", "f1"),
     [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
+        (["Paris"], "paris", 1, 1),
+        (["the Eiffel Tower"], "Eiffel tower.", 1, 1),
+        (["an apple"], "A  apple !", 1, 1),
+        (["U.S."], "US", 1, 1),
+        (["theatre"], "the atre", 0, 0),  # an article is a whole word
+        (["the-cat"], "thecat", 1, 1),  # punctuation goes first, so no article is left
+        (["cat on a mat"], "the cat sat", 0, 2 / 5),  # one of 3 and 2 words
+        (["cat cat dog"], "cat cat", 0, 4 / 5),  # words are counted
+        (["x", "red fox"], "red fox", 1, 1),  # the best of the acceptable ones
+        (["red fox", "red"], "red dog", 0, 2 / 3),
+        ([], "", 1, 1),  # no answer
+        ([], "the", 1, 1),  # of which normalization leaves nothing
+        ([], "Paris", 0, 0),
+        (["the"], "", 1, 1),  # a reference that says nothing is none
+        (["a", "Rome"], "", 0, 0),  # and is dropped beside one that says something
+        (["Rome"], "", 0, 0),
+        (["É"], "é", 1, 1),
+        (["e\u0301"], "é", 0, 0),  # composed and decomposed are not made one
+        (["日本"], "日本", 1, 1),
+        (["日本"], "日本。", 0, 0),  # only ASCII punctuation goes
+        (["«x»"], "x", 0, 0),
+        (["STRASSE"], "straße", 0, 0),  # lower case, not case folding
+        (["a\u00a0b"], "b", 1, 1),  # a no-break space is a space
     ],
 )
-def test_wilson_is_the_published_interval(right, n, low, high):
-    # Newcombe 1998, table I, method 3
-    found = wilson(right, n, 0.95)
-    assert found.value == right / n
-    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+def test_exact_match_and_token_f1_are_those_of_squad(acceptable, said, exact, f1):
+    assert one("exact-match", acceptable, said) == exact
+    assert one("token-f1", acceptable, said) == pytest.approx(f1)
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.98])
-def test_wilson_covers_about_as_often_as_it_says(share):
-    n = 100
-    intervals = [wilson(k, n, 0.95) for k in range(n + 1)]
-    chance = binom.pmf(np.arange(n + 1), n, share)
-    inside = [x.low <= share <= x.high for x in intervals]
-    assert 0.93 < chance[inside].sum() < 0.98
+def test_exact_match_is_a_share_and_token_f1_is_a_mean():
+    answers = Answers("text", [["a b"], []], ["b", "c"])
+    assert scores("exact-match", answers).proportion
+    assert not scores("token-f1", answers).proportion
+    assert value("exact-match", answers) == 0.5
+
+
+# tags
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("B-X I-X O", {("X", 0, 1)}),
+        ("B-X B-X", {("X", 0, 0), ("X", 1, 1)}),
+        ("I-X I-X O I-X", {("X", 0, 1), ("X", 3, 3)}),  # IOB1
+        ("I-X B-X I-X", {("X", 0, 0), ("X", 1, 2)}),  # IOB1, two neighbours
+        ("B-X I-Y", {("X", 0, 0), ("Y", 1, 1)}),
+        ("O I-X", {("X", 1, 1)}),
+        ("B-X I-X E-X S-X", {("X", 0, 2), ("X", 3, 3)}),
+        ("S-X I-X", {("X", 0, 0), ("X", 1, 1)}),
+        ("E-X E-X", {("X", 0, 0), ("X", 1, 1)}),
+        ("B-A-B I-A-B", {("A-B", 0, 1)}),
+        ("B I O", {("", 0, 1)}),
+        ("O O", set()),
+        ("", set()),
+    ],
+)
+def test_entities_are_those_of_conlleval(tags, expected):
+    assert entities(tags.split()) == expected
+
+
+def test_entity_f1_by_hand():
+    true = [["B-X", "I-X", "O", "B-Y"], ["O", "O"]]
+    said = [["B-X", "O", "O", "B-Y"], ["B-X", "O"]]
+    # 1 right, 2 true, 3 predicted
+    assert value("entity-f1", Answers("tags", true, said)) == pytest.approx(2 / 5)
+    short = Answers("tags", [["B-X", "O", "B-X"]], [["B-X"]])  # cut off: the rest is O
+    assert value("entity-f1", short) == pytest.approx(2 / 3)
+    assert value("entity-f1", Answers("tags", [["O"]], [["O"]])) == 0
+
+
+@pytest.mark.parametrize("tag", ["U-PER", "PER", "b-PER", "", "Outside"])
+def test_a_tag_of_another_scheme_is_refused(tag):
+    with pytest.raises(DataError, match="neither BIO nor BIOES"):
+        entities(["O", tag])
+
+
+# text by n-grams
+
+
+@pytest.mark.parametrize(
+    ("variant", "f1"), [("rouge1", 6 / 7), ("rouge2", 2 / 5), ("rougeL", 4 / 7)]
+)
+def test_rouge_by_hand(variant, f1):
+    # words 3 and 4, 3 shared; pairs 2 and 3, 1 shared; in order 2
+    said, wanted = "Cat sat, mat", "mat: the cat SAT"
+    assert one("rouge", [wanted], said, variant=variant) == pytest.approx(f1)
+    assert one("rouge", ["x y", wanted], said, variant=variant) == pytest.approx(f1)
+
+
+def test_rouge_of_nothing():
+    assert one("rouge", [], "") == one("rouge", [], " \n") == 1
+    assert one("rouge", [], "x") == one("rouge", ["x"], "") == 0
+    assert one("rouge", ["ж"], "ж") == 0  # no token: as documented
+
+
+SENTENCE = "the cat's sat on a mat, Über 3.5 don't x-y É cat mat the ."
+WORDS = SENTENCE.split()
+
+
+def corpus(seed, references):
+    rng = np.random.default_rng(seed)
+    wanted, said = [], []
+    for _ in range(int(rng.integers(1, 8))):
+        texts = [
+            " ".join(rng.choice(WORDS, rng.integers(1, 15))) for _ in range(references)
+        ]
+        wanted.append(texts)
+        said.append(" ".join(rng.choice(texts[0].split(), rng.integers(0, 13))))
+    return wanted, said
+
+
+@pytest.mark.parametrize("references", [1, 3])
+@pytest.mark.parametrize("seed", range(12))
+def test_bleu_and_chrf_equal_sacrebleus(seed, references):
+    wanted, said = corpus(seed, references)
+    streams = [list(x) for x in zip(*wanted, strict=True)]
+    for name, theirs, params in [
+        ("bleu", sacrebleu.corpus_bleu, {}),
+        ("bleu", sacrebleu.corpus_bleu, {"tokenize": "intl", "lowercase": True}),
+        ("chrf", sacrebleu.corpus_chrf, {}),
+        ("chrf", sacrebleu.corpus_chrf, {"word_order": 2, "beta": 3}),
+    ]:
+        expected = theirs(said, streams, **params).score
+        assert text(name, wanted, said, **params) == pytest.approx(expected, abs=1e-9)
+
+
+def test_bleu_and_chrf_tell_capitals_apart_unless_told_not_to():
+    for name in ("bleu", "chrf"):
+        assert one(name, ["A B C D E F"], "a b c d e f") == 0
+        same = one(name, ["A B C D E F"], "a b c d e f", lowercase=True)
+        assert same == pytest.approx(100)
+
+
+def test_bleu_of_a_bootstrap_draw_is_that_of_the_drawn_corpus():
+    wanted, said = corpus(3, 2)
+    made = scores("bleu", Answers("text", wanted, said))
+    draws = np.random.default_rng(0).integers(0, 3, size=(6, len(said)))
+    for counts, got in zip(draws, made.value(draws @ made.sums), strict=True):
+        again = np.repeat(np.arange(len(said)), counts)
+        drawn = [[wanted[i] for i in again], [said[i] for i in again]]
+        expected = text("bleu", *drawn) if len(again) else 0.0
+        assert got == pytest.approx(expected, abs=1e-9)
+
+
+def test_bleu_and_chrf_take_a_row_without_references_for_an_empty_one(caplog):
+    with caplog.at_level(logging.WARNING):
+        alone = text("bleu", [["a b c d e"]], ["a b c d e"])
+        both = text("bleu", [["a b c d e"], []], ["a b c d e", "x y z"])
+        assert both < alone == pytest.approx(100)
+        assert text("chrf", [[]], ["x"]) == 0
+    assert caplog.records == []
+
+
+# numbers
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("#### 42", 42),
+        ("so 3 * 4 = 12.\n#### 12", 12),
+        ("#### 1\nno:\n#### 2", 2),
+        ("#### 7 apples in 3 boxes", 7),
+        ("She pays $1,234.50.", 1234.5),
+        ("it is 1,000,000", 1_000_000),
+        ("10, 20, 30", 30),
+        ("The answer is -5.", -5),
+        ("The answer is −5", -5),
+        ("#### -$5", -5),
+        ("#### $-5", -5),
+        ("10-3", 3),
+        ("10 - 3", 3),
+        ("- 42", 42),
+        ("(8)-2", 2),
+        ("x=-2", -2),
+        ("5%", 5),
+        ("0.50", 0.5),
+        (".5", 0.5),
+        ("3.", 3),
+        ("1.0", 1),
+        ("007", 7),
+        ("42", 42),
+        ("**42**", 42),
+        ("\\boxed{42}", 42),
+        ("", None),
+        ("no number", None),
+        ("5 apples ####", None),
+    ],
+)
+def test_the_final_number_of_a_solution(said, number):
+    found = final_number(said)
+    assert found == (None if number is None else pytest.approx(number, abs=0))
+    assert one("final-answer", [f"#### {number or 0}"], said) == (found is not None)
+
+
+def test_final_answer_compares_numbers_not_texts():
+    wanted = ["2 + 2 = 4\n#### 1,000"]
+    assert one("final-answer", wanted, "so 1000.00 dollars") == 1
+    assert one("final-answer", wanted, "#### 1000.01") == 0
+    assert one("final-answer", wanted, "#### 1000 and then 5") == 1
+    assert one("final-answer", ["#### 3", "#### 4"], "it is 4") == 1
+    tiny = "0.1000000000000000055511151231257827"
+    assert one("final-answer", ["#### 0.1"], tiny) == 0  # exact, not to a double
+    assert scores("final-answer", Answers("text", [wanted], ["1"])).proportion
+
+
+def test_a_reference_without_a_number_is_an_error_that_names_the_row():
+    with pytest.raises(DataError, match="row 1"):
+        text("final-answer", [["#### 1"], ["none"]], ["1", "1"])
+
+
+# programs
+
+ROW = {
+    "prompt": 'import math\n\ndef half(x):\n    """Return half of x."""\n',
+    "test": "def check(f):\n    assert f(4) == 2\n    assert math.pi",
+    "entry_point": "half",
+}
+
+
+def test_pass_at_k_is_the_chance_that_a_draw_of_k_holds_a_right_one():
+    from itertools import combinations
+
+    for n in range(1, 7):
+        for passed in range(n + 1):
+            for k in range(1, n + 1):
+                draws = list(combinations(range(n), k))
+                share = sum(min(draw) < passed for draw in draws) / len(draws)
+                assert pass_at_k(n, passed, k) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("sample", "right"),
+    [
+        ("    return x / 2\n", True),
+        ("return x / 2", True),
+        ("y = x\n    return y / 2", True),
+        ("    return x / 2\n\ndef other():\n    oops(", True),
+        ("    return x / 2\n\nprint(half(", True),
+        ("def half(x):\n    return x / 2", True),
+        ("Here it is:\n```python\ndef half(x):\n    return x / 2\n```\nDone.", True),
+        ("```\n    return x / 2\n```", True),
+        ("    return x", False),
+        ("    pass", False),
+        ("", False),
+        ("    import sys; sys.exit(0)", False),
+        ("I cannot do that.", False),
+    ],
+)
+def test_a_sample_is_made_into_a_program(sample, right):
+    given = Answers("text", [[]], [""], rows=[ROW], samples=[[sample]])
+    assert value("pass-at-k", given, allow_execution=True) == right
+    assert program(ROW, sample).endswith("check(half)\n")
+
+
+def test_pass_at_k_averages_rows_and_keeps_them_in_order():
+    right, wrong = "return x / 2", "return x"
+    samples = [[right, wrong, wrong, wrong], [wrong] * 4, [right] * 4]
+    given = Answers("text", [[]] * 3, [""] * 3, rows=[ROW] * 3, samples=samples)
+    made = scores("pass-at-k", given, allow_execution=True, k=2)
+    assert made.sums[:, 0] == pytest.approx([0.5, 0, 1])
+    assert not made.proportion
+    alone = Answers("text", [[]], [""], rows=[ROW], samples=[[right]])
+    assert scores("pass-at-k", alone, allow_execution=True).proportion
+
+
+def test_pass_at_k_runs_nothing_without_consent():
+    for params in ({}, {"allow_execution": False}):
+        with pytest.raises(ValueError, match="executes code written by a model"):
+            registry.get("metric", "pass-at-k").schema(**params)
+
+
+def test_pass_at_k_needs_k_samples_and_tests():
+    given = Answers("text", [[]], [""], rows=[ROW], samples=[["a", "b"]])
+    with pytest.raises(ConfigError, match="2 samples, and k is 3"):
+        value("pass-at-k", given, allow_execution=True, k=3)
+    bare = Answers("text", [[]], [""], rows=[{"prompt": ""}], samples=[["a"]])
+    with pytest.raises(DataError, match="has no test, entry_point"):
+        value("pass-at-k", bare, allow_execution=True)

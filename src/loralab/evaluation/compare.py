@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from loralab import registry
+from loralab.data.examples import get_preprocessor
 from loralab.errors import RunError
-from loralab.evaluation.intervals import confusion_intervals, ratio_intervals
+from loralab.evaluation.calculator import get_metrics_calculator
+from loralab.evaluation.evaluate import metrics_of
+from loralab.evaluation.intervals import score_intervals
+from loralab.evaluation.scores import Answers, Floats, Scores, ratio_of
 from loralab.runs import Run
 
 
@@ -35,6 +39,7 @@ def record(run: Run, split: str) -> dict[str, Any]:
         "task": content["task"],
         "base": content["base"]["path"],
         "metric": metric,
+        "better": result["better"][metric],
         "values": result["metrics"][metric],
         "majority": result.get("majority"),
         "rows": result["measured_rows"],
@@ -48,12 +53,63 @@ def record(run: Run, split: str) -> dict[str, Any]:
     }
 
 
-def _predictions(run: Run, split: str) -> dict[str, np.ndarray[Any, Any]]:
+def _predictions(run: Run, split: str) -> dict[str, list[Any]]:
     import pyarrow.parquet as pq
 
     file = Path(run.path) / "eval" / f"predictions-{split}.parquet"
-    table = pq.read_table(file)
-    return {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
+    columns: dict[str, list[Any]] = pq.read_table(file).to_pydict()
+    return columns
+
+
+def _answers(columns: dict[str, list[Any]], form: str, names: list[str]) -> Answers:
+    """Return the adapter's answers; classes are numbered by their place in `names`."""
+    found = [columns["reference"], columns["adapter_answer"]]
+    if form == "class":
+        found = [[names.index(name) for name in values] for values in found]
+    return Answers(form, found[0], found[1], classes=len(names))
+
+
+def _class_names(*tables: dict[str, list[Any]]) -> list[str]:
+    wanted = ("reference", "adapter_answer")
+    return sorted({name for table in tables for key in wanted for name in table[key]})
+
+
+def _scores(
+    run: Run, columns: dict[str, list[Any]], form: str, metric: str, names: list[str]
+) -> Scores:
+    """Return a metric's numbers of each row, from the stored predictions."""
+    if metric == "cross_entropy":
+        return ratio_of(
+            np.asarray(columns["adapter_nll"]), np.asarray(columns["labels"])
+        )
+    task = get_preprocessor(run.config.task)
+    chosen = metrics_of(task, run.config.evaluation)
+    place = list(get_metrics_calculator(chosen, form).metrics).index(metric)
+    only = get_metrics_calculator([chosen[place]], form)
+    (found,) = only.scores(_answers(columns, form, names)).values()
+    return found
+
+
+def row_scores(
+    run: Run, split: str, metric: str
+) -> tuple[tuple[str, ...], tuple[Floats, Floats] | None]:
+    """Return the keys of a run's rows, and a metric's numerator and denominator, [E].
+
+    None in place of the two where the metric is no ratio of sums over rows (macro-F1).
+    """
+    columns = _predictions(run, split)
+    keys = tuple(columns["key"])
+    form = run.evaluations()[split]["form"]
+    if metric in registry.names("metric"):
+        if "needs" in registry.get("metric", metric).facts:
+            return keys, None  # more than the stored answers
+    elif metric != "cross_entropy":
+        return keys, None
+    names = _class_names(columns) if form == "class" else []
+    scores = _scores(run, columns, form, metric, names)
+    if not scores.ratio:
+        return keys, None
+    return keys, (scores.sums[:, 0], scores.sums[:, 1])
 
 
 def paired_difference(first: Run, second: Run, split: str) -> dict[str, Any] | None:
@@ -62,30 +118,22 @@ def paired_difference(first: Run, second: Run, split: str) -> dict[str, Any] | N
     The metric is the primary one; rows are the same when their keys are, in order.
     """
     one, two = _predictions(first, split), _predictions(second, split)
-    if not np.array_equal(one["key"], two["key"]):
+    results = [run.evaluations()[split] for run in (first, second)]
+    metric, form = results[0]["primary"], results[0]["form"]
+    if one["key"] != two["key"] or results[1]["primary"] != metric:
         return None
     config = first.config.evaluation
-    settings = (config.confidence, config.resamples, config.seed)
-    metric = first.evaluations()[split]["primary"]
-    if "label" in one and "label" in two:
-        labels = np.unique(np.concatenate([one["label"], two["label"]]))
-        codes = {label: i for i, label in enumerate(labels.tolist())}
-        encode = np.vectorize(codes.__getitem__, otypes=[np.int64])
-        arms = (encode(two["adapter_label"]), encode(one["adapter_label"]))
-        target = registry.get("metric", metric).target
-        found = confusion_intervals(
-            encode(one["label"]), arms, target, len(labels), *settings
-        )
-    elif np.array_equal(one["labels"], two["labels"]):
-        sums = (two["adapter_nll"], one["adapter_nll"])
-        found = ratio_intervals(sums, one["labels"].astype(np.float64), *settings)
-    else:
+    if metric == "cross_entropy" and one["labels"] != two["labels"]:
         return None  # other tokens: cross-entropy per token is not comparable
+    names = _class_names(one, two) if form == "class" else []
+    given = [{metric: _scores(first, x, form, metric, names)} for x in (two, one)]
+    found = score_intervals(given, config.confidence, config.resamples, config.seed)
     return {
         "first": first.id,
         "second": second.id,
         "metric": metric,
-        **found[-1].as_dict(),
+        "better": results[0]["better"][metric],
+        **found[metric][-1].as_dict(),
     }
 
 

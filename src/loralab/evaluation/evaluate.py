@@ -7,27 +7,24 @@ what the base and the adapter said of it), so that any later comparison can be p
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loralab import registry
 from loralab.config import EvaluationConfig
-from loralab.data.examples import DataPreprocessor, Examples
+from loralab.data.examples import DataPreprocessor, generates
 from loralab.data.rows import load_rows
-from loralab.data.tasks.text_classification import TextClassification
 from loralab.errors import DataError, RunError
-from loralab.evaluation.intervals import (
-    Interval,
-    confusion_intervals,
-    ratio_intervals,
-    wilson,
+from loralab.evaluation.arms import Arm, Tell, answers_of, column, measure
+from loralab.evaluation.calculator import (
+    Chosen,
+    MetricsCalculator,
+    get_metrics_calculator,
 )
-from loralab.evaluation.metrics.macro_f1 import f1_by_class
-from loralab.evaluation.predict import Predictions, predict
+from loralab.evaluation.classes import majority, per_class
+from loralab.evaluation.intervals import Interval, score_intervals
+from loralab.evaluation.scores import Answers, Scores, ratio_of
 from loralab.inference.load import LoadedAdapter, load_adapter
 from loralab.runs import Run
 from loralab.runs.files import atomic_file, write_json
@@ -35,9 +32,8 @@ from loralab.runs.files import atomic_file, write_json
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OnEvent = Callable[[dict[str, Any]], None]
-Arms = dict[str, Predictions]
 
 
 def evaluate(
@@ -52,7 +48,7 @@ def evaluate(
     Args:
         run: A finished run.
         split: ``train``, ``validation`` or ``test``.
-        config: Base or not, confidence, resamples; by default the run's own.
+        config: Base or not, metrics, confidence, resamples; by default the run's own.
         on_event: Told of progress.
 
     Returns:
@@ -63,8 +59,9 @@ def evaluate(
         DataError: the split does not exist.
     """
     adapter = load_adapter(run)
-    rows = load_rows(run.config.data, adapter.task)
-    if rows.fingerprint != run.read()["data"]["fingerprint"]:
+    data = run.read()["data"]
+    rows = load_rows(run.config.data, adapter.task, data.get("locks"))
+    if rows.fingerprint != data["fingerprint"]:
         raise RunError(
             "the data has changed since this run was trained",
             where=str(run.path),
@@ -78,6 +75,12 @@ def evaluate(
     )
 
 
+def metrics_of(task: DataPreprocessor, config: EvaluationConfig) -> list[Chosen]:
+    """Return the metrics that were asked for, or the task's own."""
+    asked: list[Chosen] = [metric.model_dump() for metric in config.metrics]
+    return asked or list(task.metrics)
+
+
 def evaluate_split(
     run: Run,
     adapter: LoadedAdapter,
@@ -88,91 +91,69 @@ def evaluate_split(
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Evaluate a loaded adapter, and its base, on checked rows; write the result."""
-    listed = list(rows)
-    examples = adapter.task(listed, adapter.base.processor)
-    arms, seconds = _measure(adapter, examples, config, split, on_event)
+    task = adapter.task
+    calculator = get_metrics_calculator(metrics_of(task, config), task.form)
+    writes = generates(task) and bool(calculator.metrics)
+
+    tell = _teller(split, on_event)
+    arms, notes = measure(adapter, rows, config, writes, tell)
+    answers = {
+        name: answers_of(task, arm, rows) for name, arm in arms.items() if arm.answers
+    }
     result: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "split": split,
-        "rows": len(listed),
+        "rows": len(rows),
         "measured_rows": len(arms["adapter"].rows),
-        "notes": examples.notes,
-        "confidence": config.confidence,
-        "resamples": config.resamples,
-        "primary": (*adapter.task.metrics, "cross_entropy")[0],
-        "seconds": seconds,
-        "metrics": summarize(adapter.task, examples, arms, config),
+        "form": task.form,
+        "notes": notes,
+        **config.model_dump(include={"confidence", "resamples"}),
+        "primary": (*calculator.metrics, "cross_entropy")[0],
+        "better": {**calculator.better, "cross_entropy": "lower"},
+        "seconds": {name: round(arm.seconds, 3) for name, arm in arms.items()},
+        "metrics": summarize(calculator, answers, arms, config, task),
+        **_by_class(task, answers),
+        **_by_group(task, calculator, answers),
     }
-    predicted = arms["adapter"].predicted
-    if isinstance(adapter.task, TextClassification) and predicted is not None:
-        result["majority"] = _majority(examples)
-        result["per_class"] = per_class(adapter.task, examples, predicted)
     write_json(run.path / "eval" / f"{split}.json", result)
     with atomic_file(run.path / "eval" / f"predictions-{split}.parquet") as file:
-        _write_predictions(str(file), adapter.task, listed, arms)
+        _write_predictions(str(file), task, rows, arms, answers)
     return result
 
 
-def _measure(
-    adapter: LoadedAdapter,
-    examples: Examples,
-    config: EvaluationConfig,
-    split: str,
-    on_event: OnEvent | None,
-) -> tuple[Arms, dict[str, float]]:
-    arms: Arms = {}
-    seconds: dict[str, float] = {}
-    for arm in ("adapter", "base") if config.base else ("adapter",):
+def _teller(split: str, on_event: OnEvent | None) -> Tell:
+    def tell(arm: str, what: str, done: int, of: int) -> None:
+        if on_event:
+            at = {"split": split, "arm": arm, "what": what, "done": done, "of": of}
+            on_event({"event": "evaluating", **at})
 
-        def tell(done: int, of: int, arm: str = arm) -> None:
-            if on_event:
-                at = {"split": split, "arm": arm, "done": done, "of": of}
-                on_event({"event": "evaluating", **at})
-
-        def run_arm(tell: Any = tell) -> Predictions:
-            size = config.per_device_eval_batch_size
-            return predict(adapter.model, adapter.base, examples, size, tell)
-
-        start = time.perf_counter()
-        if arm == "base":
-            with adapter.model.disable_adapter():
-                arms[arm] = run_arm()
-        else:
-            arms[arm] = run_arm()
-        seconds[arm] = round(time.perf_counter() - start, 3)
-    return arms, seconds
+    return tell
 
 
 def summarize(
-    task: DataPreprocessor, examples: Examples, arms: Arms, config: EvaluationConfig
+    calculator: MetricsCalculator,
+    answers: Mapping[str, Answers],
+    arms: Mapping[str, Arm],
+    config: EvaluationConfig,
+    task: DataPreprocessor,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return metric -> arm (``adapter``, ``base``, ``difference``) -> interval.
 
     The difference is adapter minus base, on the same rows.
     """
-    settings = (config.confidence, config.resamples, config.seed)
-    names = [*arms, "difference"] if len(arms) == 2 else list(arms)
-    found: dict[str, list[Interval]] = {}
-    if isinstance(task, TextClassification):
-        true = np.asarray(examples.labels)
-        said = tuple(p.predicted for p in arms.values() if p.predicted is not None)
-        for name in task.metrics:
-            metric = registry.get("metric", name).target
-            found[name] = confusion_intervals(
-                true, said, metric, len(task.labels), *settings
-            )
-        for i, predicted in enumerate(said):
-            right = int((predicted == true).sum())
-            found["accuracy"][i] = wilson(right, len(true), config.confidence)
-    first = next(iter(arms.values()))
-    sums = tuple(p.nll for p in arms.values())
-    found["cross_entropy"] = ratio_intervals(sums, first.labels, *settings)
-    if examples.token_level:
+    given: list[dict[str, Scores]] = []
+    for name, arm in arms.items():
+        own = calculator.scores(answers[name]) if name in answers else {}
+        entropy = ratio_of(column(arm.nll), column(arm.labels))
+        given.append({**own, "cross_entropy": entropy})
+    found = score_intervals(given, config.confidence, config.resamples, config.seed)
+    if generates(task):
         values = found["cross_entropy"][: len(arms)]
         found["perplexity"] = [
             Interval(math.exp(x.value), math.exp(x.low), math.exp(x.high))
             for x in values
         ]
+    names = [*arms, "difference"]
     return {
         metric: {
             arm: interval.as_dict()
@@ -182,57 +163,63 @@ def summarize(
     }
 
 
-def _majority(examples: Examples) -> float:
-    """Return the accuracy of always saying the most frequent class."""
-    return float(np.bincount(examples.labels).max() / len(examples))
+def _by_class(task: Any, answers: Mapping[str, Answers]) -> dict[str, Any]:
+    if task.form != "class":
+        return {}
+    said = answers["adapter"]
+    return {
+        "majority": majority(said.references),
+        "per_class": per_class(task.labels, said.references, said.predictions),
+    }
 
 
-def per_class(
-    task: TextClassification, examples: Examples, predicted: NDArray[np.int64]
-) -> list[dict[str, Any]]:
-    """Return support, precision, recall and F1 of each class."""
-    count = len(task.labels)
-    confusion = np.zeros((count, count))
-    np.add.at(confusion, (np.asarray(examples.labels), predicted), 1)
-    right = np.diag(confusion)
-    with np.errstate(invalid="ignore"):
-        precision, recall = right / confusion.sum(0), right / confusion.sum(1)
-    f1 = f1_by_class(confusion)
-    return [
-        {
-            "label": label,
-            "support": int(confusion[i].sum()),
-            "precision": _number(precision[i]),
-            "recall": _number(recall[i]),
-            "f1": _number(f1[i]),
-        }
-        for i, label in enumerate(task.labels)
-    ]
+def _by_group(
+    task: Any, calculator: MetricsCalculator, answers: Mapping[str, Answers]
+) -> dict[str, Any]:
+    """Return group -> metric -> arm -> value, where the task tells groups of rows."""
+    if not hasattr(task, "group") or not answers:
+        return {}
+    of = [task.group(row) for row in answers["adapter"].rows]
+    found: dict[str, Any] = {}
+    for group in sorted(set(of)):
+        mine = np.asarray([name == group for name in of])
+        found[group] = {"rows": int(mine.sum())}
+        for arm, said in answers.items():
+            for metric, scores in calculator.scores(said).items():
+                found[group].setdefault(metric, {})[arm] = scores.total(mine)
+    return {"groups": found}
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def shown(task: Any, values: Sequence[Any]) -> list[Any]:
+    """Return answers as they are stored: class names, texts, or lists of tags."""
+    if task.form == "class":
+        return [task.labels[i] for i in values]
+    return [list(v) if isinstance(v, (list, tuple)) else v for v in values]
 
 
 def _write_predictions(
-    file: str, task: DataPreprocessor, rows: list[dict[str, Any]], arms: Arms
+    file: str,
+    task: DataPreprocessor,
+    rows: Dataset,
+    arms: Mapping[str, Arm],
+    answers: Mapping[str, Answers],
 ) -> None:
     """Write one line a measured row; `key` identifies the row across runs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first = next(iter(arms.values()))
-    measured = [rows[i] for i in first.rows]
+    first = arms["adapter"]
+    measured = rows.select(first.rows)
     columns: dict[str, Any] = {
-        "key": [row["key"] for row in measured],
-        "origin": [row["origin"] for row in measured],
-        "labels": first.labels.astype(np.int64),
+        "key": measured["key"][:],
+        "origin": measured["origin"][:],
+        "labels": np.asarray(first.labels, dtype=np.int64),
     }
-    if isinstance(task, TextClassification):
-        columns["label"] = [row["label"] for row in measured]
-    for arm, said in arms.items():
-        columns[f"{arm}_nll"] = said.nll
-        if isinstance(task, TextClassification) and said.predicted is not None:
-            columns[f"{arm}_label"] = [task.labels[i] for i in said.predicted]
-            columns[f"{arm}_probability"] = said.probability
+    if answers:
+        columns["reference"] = shown(task, answers["adapter"].references)
+    for name, arm in arms.items():
+        columns[f"{name}_nll"] = arm.nll
+        if name in answers:
+            columns[f"{name}_answer"] = shown(task, answers[name].predictions)
+            columns[f"{name}_probability"] = [a.probability for a in arm.answers]
     pq.write_table(pa.table(columns), file)

@@ -1,26 +1,27 @@
-"""Intervals over examples: how far a figure may be off because the test set is finite.
+"""Intervals over rows: how far a figure may be off because the test set is finite.
 
-Percentile bootstrap over examples (Efron & Tibshirani 1993, ch. 13), paired where two
-arms saw the same examples. It says nothing of the spread between seeds.
+Percentile bootstrap over rows (Efron & Tibshirani 1993, ch. 13), paired where two arms
+saw the same rows. It says nothing of the spread between seeds.
 
-A metric of a confusion matrix depends on the counts of (true, predicted by a,
-predicted by b) only, so resampling examples is drawing those counts from a multinomial:
-exact, and independent of the number of examples.
+A draw of E rows with replacement is how often each row was drawn; the numbers of all
+metrics of an arm stand side by side, so a chunk of draws is one product with them,
+`totals_RK = counts_RE @ sums_EK`, and the same draws serve every metric and both arms.
 
-Shape suffixes: E examples, R draws, C classes, K cells that occur.
+Shape suffixes: E rows, R draws, K numbers of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Metric = Callable[[Floats], Floats]
+from loralab.evaluation.scores import Floats, Scores
+
+CHUNK = 8_000_000
+"""Numbers that a chunk of draws may hold at most (64 MB)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _percentiles(value: float, draws_R: Floats, confidence: float) -> Interval:
 def wilson(successes: int, n: int, confidence: float) -> Interval:
     """Return a share with its Wilson score interval (Wilson 1927).
 
-    Unlike a bootstrap it does not shrink to nothing when all examples are right.
+    Unlike a bootstrap it does not shrink to nothing when all rows are right.
     """
     from scipy.stats import binomtest
 
@@ -58,80 +59,102 @@ def wilson(successes: int, n: int, confidence: float) -> Interval:
     return Interval(successes / n, float(interval.low), float(interval.high))
 
 
-def confusion_intervals(
-    true_E: Ints,
-    arms_E: tuple[Ints, ...],
-    metric: Metric,
-    classes: int,
+def _weighted(sums_EK: Any, weights_E: Floats | None) -> Any:
+    """Return a row's numbers times its weight, dense or sparse as they were."""
+    if weights_E is None:
+        return sums_EK
+    if isinstance(sums_EK, np.ndarray):
+        return sums_EK * weights_E[:, None]
+    return sums_EK.multiply(weights_E[:, None]).tocsr()
+
+
+class _Arm:
+    """The numbers of all metrics of one arm, those that are dense in one array."""
+
+    def __init__(self, metrics: Mapping[str, Scores], weights_E: Floats | None) -> None:
+        self.metrics = metrics
+        self._sparse: dict[str, Any] = {}
+        self._where: dict[str, slice] = {}
+        dense, at = [], 0
+        for name, scores in metrics.items():
+            sums = _weighted(scores.sums, weights_E)
+            if isinstance(sums, np.ndarray):
+                self._where[name] = slice(at, at + sums.shape[1])
+                at += sums.shape[1]
+                dense.append(sums)
+            else:
+                self._sparse[name] = sums
+        rows = next(iter(metrics.values())).sums.shape[0]
+        self._dense = np.concatenate([np.empty((rows, 0)), *dense], axis=1)
+
+    def values(self, counts_RE: Floats) -> dict[str, Floats]:
+        """Return each metric's values, [R]."""
+        totals = counts_RE @ self._dense
+        return {
+            name: scores.value(
+                totals[:, self._where[name]]
+                if name in self._where
+                else counts_RE @ self._sparse[name]
+            )
+            for name, scores in self.metrics.items()
+        }
+
+
+def _draws(rows: int, resamples: int, widest: int, seed: int) -> Iterator[Floats]:
+    """Yield chunks of Multinomial(rows; 1/rows, …), each [R, E] float64."""
+    rng = np.random.default_rng(seed)
+    at_once = max(1, CHUNK // max(rows, widest))
+    for start in range(0, resamples, at_once):
+        counts = np.empty((min(at_once, resamples - start), rows))
+        for draw in counts:  # the law of rng.multinomial, in a tenth of its time
+            draw[:] = np.bincount(rng.integers(rows, size=rows), minlength=rows)
+        yield counts
+
+
+def score_intervals(
+    arms: Sequence[Mapping[str, Scores]],
     confidence: float,
     resamples: int,
     seed: int,
-) -> list[Interval]:
-    """Return the metric's interval for each arm, then for the first minus the second.
+    weights: Floats | None = None,
+) -> dict[str, list[Interval]]:
+    """Return each metric's interval for each arm, then for the first minus the second.
 
     Args:
-        true_E: True classes, [E].
-        arms_E: Predicted classes of one or two arms, each [E].
-        metric: A function of confusion matrices [..., C, C].
-        classes: C.
+        arms: One or two, of the same metrics on the same rows in the same order.
         confidence: For example 0.95.
         resamples: R.
         seed: Of the draws.
+        weights: How much each row counts, [E] float64; all alike by default.
+            A weighted share has a bootstrap interval, not Wilson's.
+
+    Raises:
+        ValueError: arms of different metrics or different numbers of rows, or no rows.
     """
-    n = len(true_E)
-    cells, counts_K = np.unique(np.stack([true_E, *arms_E]), axis=1, return_counts=True)
-    rng = np.random.default_rng(seed)
-    draws_RK = rng.multinomial(n, counts_K / n, size=resamples)
-    found, drawn, values = [], [], []
-    for arm in range(1, len(cells)):
-        flat_K = cells[0] * classes + cells[arm]
-        onto = np.zeros((len(flat_K), classes**2))
-        onto[np.arange(len(flat_K)), flat_K] = 1
-        one = (counts_K @ onto).reshape(classes, classes)
-        many = (draws_RK @ onto).reshape(resamples, classes, classes)
-        values.append(float(metric(one)))
-        drawn.append(metric(many))
-        found.append(_percentiles(values[-1], drawn[-1], confidence))
-    if len(drawn) == 2:
-        gap = values[0] - values[1]
-        found.append(_percentiles(gap, drawn[0] - drawn[1], confidence))
-    return found
-
-
-def ratio_intervals(
-    sums: tuple[Floats, ...],
-    weights_E: Floats,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> list[Interval]:
-    """Return Σ sums / Σ weights with its interval for each arm, then the difference.
-
-    With `sums` the summed negative log-likelihood of an example and `weights` its
-    number of supervised tokens, this is cross-entropy per token.
-
-    Args:
-        sums: One or two arms, each [E] float64.
-        weights_E: [E] float64, the same for all arms.
-        confidence: For example 0.95.
-        resamples: R.
-        seed: Of the draws.
-    """
-    n = len(weights_E)
-    rng = np.random.default_rng(seed)
-    columns = np.stack([weights_E, *sums], axis=1)
-    parts = []
-    for start in range(0, resamples, 100):  # bounds the memory to 100 × E counts
-        size = min(100, resamples - start)
-        parts.append(rng.multinomial(n, np.full(n, 1 / n), size=size) @ columns)
-    totals_R = np.concatenate(parts)
-    drawn = [totals_R[:, arm] / totals_R[:, 0] for arm in range(1, len(sums) + 1)]
-    values = [float(arm.sum() / weights_E.sum()) for arm in sums]
-    found = [
-        _percentiles(value, draws, confidence)
-        for value, draws in zip(values, drawn, strict=True)
+    shapes = {scores.sums.shape[0] for arm in arms for scores in arm.values()}
+    if len({tuple(arm) for arm in arms}) > 1 or len(shapes) != 1 or 0 in shapes:
+        raise ValueError("arms must hold the same metrics on the same rows")
+    (rows,) = shapes
+    widest = max(scores.sums.shape[1] for arm in arms for scores in arm.values())
+    made = [_Arm(arm, weights) for arm in arms]
+    values = [arm.values(np.ones((1, rows))) for arm in made]
+    parts = [
+        [arm.values(counts) for arm in made]
+        for counts in _draws(rows, resamples, widest, seed)
     ]
-    if len(drawn) == 2:
-        gap = values[0] - values[1]
-        found.append(_percentiles(gap, drawn[0] - drawn[1], confidence))
+    found: dict[str, list[Interval]] = {}
+    for name in arms[0]:
+        drawn = [
+            np.concatenate([part[i][name] for part in parts]) for i in range(len(arms))
+        ]
+        ones = [float(value[name][0]) for value in values]
+        found[name] = [
+            _percentiles(one, draws, confidence)
+            if weights is not None or not arm[name].proportion
+            else wilson(int(arm[name].sums[:, 0].sum()), rows, confidence)
+            for arm, one, draws in zip(arms, ones, drawn, strict=True)
+        ]
+        if len(arms) == 2:
+            gap, gaps = ones[0] - ones[1], drawn[0] - drawn[1]
+            found[name].append(_percentiles(gap, gaps, confidence))
     return found

@@ -59,7 +59,7 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     base.processor = _load_processor(folder, note)
     task.prepare(base.processor)
     _check_template(note, base.processor, folder)
-    attached = attach(base, config.peft, task.head)
+    attached = attach(base, config.peft)
     load_weights(attached.model, folder)
     return LoadedAdapter(attached.model.eval(), base, task)
 

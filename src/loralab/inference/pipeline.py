@@ -1,20 +1,26 @@
-"""`InferencePipeline`: classify and generate, with the preprocessing of training."""
+"""`InferencePipeline`: answers from an adapter, with the preprocessing of training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loralab.data.batching import collate, evaluation_order
-from loralab.data.tasks.causal_lm import CausalLM, Message
-from loralab.data.tasks.text_classification import TextClassification
+from loralab.data.examples import generates
 from loralab.errors import DataError
+from loralab.inference import generate as writing
 from loralab.inference.load import LoadedAdapter, load_adapter
-from loralab.models.forward import supervised_logits
+from loralab.inference.predict import predict
+from loralab.models.forward import pooled
 from loralab.runs import Run, find_run
+
+CHUNK = 2048
+"""Rows that are encoded at a time, so that memory does not grow with their number."""
 
 
 class InferencePipeline:
@@ -53,166 +59,151 @@ class InferencePipeline:
         found = run if isinstance(run, Run) else find_run(str(run), Path(runs_dir))
         return cls(load_adapter(found, **model_changes), batch_size)
 
+    @property
+    def generates(self) -> bool:
+        """Whether answers are written token by token."""
+        return generates(self.task)
+
     def without_adapter(self) -> AbstractContextManager[None]:
         """Return a context in which the base answers."""
         context: AbstractContextManager[None] = self._adapter.model.disable_adapter()
         return context
 
-    def __call__(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
-        """Classify or generate, whichever the task is."""
-        if isinstance(self.task, TextClassification):
-            return self.classify(inputs)
-        return self.generate(inputs, **options)
-
-    def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
-        """Return ``label``, ``probability`` and all ``probabilities`` of each text.
-
-        Args:
-            texts: Texts, or pairs of texts.
+    def rows(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return the rows of what a user gives.
 
         Raises:
-            DataError: the adapter is no classifier, or a text is empty.
+            DataError: an input cannot be used; its number is named.
         """
-        if not isinstance(self.task, TextClassification):
-            raise DataError("this adapter generates; use generate()")
-        rows = [_text_row(i, text) for i, text in enumerate(texts)]
-        if not rows:
-            return []
-        base = self._adapter.base
-        examples = self.task(rows, base.processor)
-        answers: dict[int, dict[str, Any]] = {}
-        for batch in evaluation_order(examples.lengths, self._batch_size):
-            found = collate(examples, [[i] for i in batch], base.processor.pad_token_id)
-            for i, answer in zip(batch, self._probabilities(found), strict=True):
-                answers[i] = answer
-        return [answers[i] for i in range(len(rows))]
+        found = []
+        for number, given in enumerate(inputs, 1):
+            try:
+                found.append(self.task.row_of(given))
+            except ValueError as error:
+                raise DataError(str(error), where=f"input {number}") from None
+        return found
 
-    def _probabilities(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        import torch
+    def __call__(
+        self,
+        inputs: Sequence[Any],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Return the answer to each input.
 
-        labels = self.task.labels  # type: ignore[attr-defined]
-        numerics = self._adapter.base.numerics
-        moved = {name: tensor.to(numerics.device) for name, tensor in batch.items()}
-        with torch.inference_mode():
-            logits_BC, _, _ = supervised_logits(self._adapter.model, moved, numerics)
-        for row in logits_BC.softmax(-1).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
-            yield {
-                "label": labels[best],
-                "probability": row[best],
-                "probabilities": dict(zip(labels, row, strict=True)),
-            }
+        Args:
+            inputs: What the task takes: texts, pairs of texts, (question, context),
+                lists of words, chat messages; or mappings of a row's columns.
+            progress: Told of (rows done, rows in all).
+            options: Of `generate`, where the task generates.
 
-    def prompt(self, text: str | Sequence[Message]) -> str:
-        """Return the prompt that the model sees: the template of training, rendered."""
-        if not isinstance(self.task, CausalLM):
-            raise DataError("this adapter classifies; use classify()")
-        processor = self._adapter.base.processor
-        if isinstance(text, str) and not processor.chat_template:
-            return text
-        messages = (
-            [{"role": "user", "content": text}] if isinstance(text, str) else text
-        )
-        return self.task.render(messages, processor)
+        Returns:
+            A text each, where the task generates; else a mapping: ``label``,
+            ``answer``, ``tags`` …, as the task's `show` says.
+
+        Raises:
+            DataError: an input cannot be used.
+        """
+        if self.generates:
+            return self.generate(inputs, progress=progress, **options)
+        rows = self.rows(inputs)
+        task: Any = self.task
+        answers: list[Any] = []
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            examples = task(chunk, self._adapter.base.processor)
+
+            def show(
+                i: int, readings: list[Any], chunk: list[dict[str, Any]] = chunk
+            ) -> Any:
+                return task.show(chunk[i], readings)
+
+            said = predict(
+                self._adapter.model,
+                self._adapter.base,
+                examples,
+                self._batch_size,
+                task=task,
+                finish=show,
+            )
+            answers += said.answers or []
+            if progress:
+                progress(len(answers), len(rows))
+        return answers
+
+    def prompt(self, given: Any) -> str:
+        """Return the prompt that the model sees: the template of training, rendered.
+
+        Raises:
+            DataError: the adapter does not generate, or the input cannot be used.
+        """
+        return writing.prompts_of(self._adapter, self.rows([given]))[0]
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[Message]],
+        prompts: Sequence[Any],
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Return a response to each prompt.
 
         Args:
-            prompts: User texts, or conversations as chat messages.
+            prompts: User texts, conversations as chat messages, or sources.
             max_new_tokens: Tokens of a response at most.
             temperature: 0 is greedy; above, responses are sampled.
+            progress: Told of (prompts done, prompts in all).
 
         Raises:
-            DataError: the adapter is no language model.
+            DataError: the adapter does not generate.
         """
-        rendered = [self.prompt(prompt) for prompt in prompts]
-        order = sorted(range(len(rendered)), key=lambda i: -len(rendered[i]))
-        answers: dict[int, str] = {}
-        for start in range(0, len(order), self._batch_size):
-            chunk = order[start : start + self._batch_size]
-            inputs = self._encode([rendered[i] for i in chunk])
-            out = self._generate(inputs, max_new_tokens, temperature)
-            said = out[:, inputs["input_ids"].shape[1] :]
-            decode = self._adapter.base.processor.decode
-            for i, ids in zip(chunk, said, strict=True):
-                answers[i] = decode(ids, skip_special_tokens=True).strip()
-        return [answers[i] for i in range(len(rendered))]
+        said = writing.generate(
+            self._adapter,
+            writing.prompts_of(self._adapter, self.rows(prompts)),
+            self._batch_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            progress=progress,
+        )
+        return [first for (first,) in said]
 
     def stream(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
+        self, prompt: Any, *, max_new_tokens: int = 128, temperature: float = 0.0
     ) -> Iterator[str]:
-        """Yield the pieces of one response as they are generated."""
-        from transformers import TextIteratorStreamer
-
-        inputs = self._encode([self.prompt(prompt)])
-        streamer = TextIteratorStreamer(
-            self._adapter.base.processor, skip_prompt=True, skip_special_tokens=True
+        """Yield the pieces of one response as they are written."""
+        return writing.stream(
+            self._adapter,
+            self.prompt(prompt),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
         )
-        failed: list[BaseException] = []
 
-        def work() -> None:
-            try:
-                self._generate(inputs, max_new_tokens, temperature, streamer=streamer)
-            except BaseException as error:
-                failed.append(error)
-                streamer.end()
+    def embed(self, texts: Sequence[Any]) -> NDArray[np.float32]:
+        """Return the mean-pooled features of texts, each of length 1, [texts, hidden].
 
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        yield from streamer
-        thread.join()
-        if failed:
-            raise failed[0]
-
-    def _encode(self, prompts: list[str]) -> Any:
-        base = self._adapter.base
-        special = not base.processor.chat_template
-        return base.processor(
-            prompts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=special,
-        ).to(base.numerics.device)
-
-    def _generate(
-        self,
-        inputs: Any,
-        max_new_tokens: int,
-        temperature: float,
-        **extra: Any,
-    ) -> Any:
+        Raises:
+            DataError: the adapter's task is not `feature-extraction`.
+        """
         import torch
 
         base = self._adapter.base
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
-        if temperature > 0:
-            sampling["temperature"] = temperature
-        with torch.inference_mode(), base.numerics.autocast():
-            return self._adapter.model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                use_cache=True,
-                pad_token_id=base.processor.pad_token_id,
-                eos_token_id=base.processor.eos_token_id,
-                **sampling,
-                **extra,
+        if base.head != "feature-extraction":
+            raise DataError(
+                "only an adapter of the task feature-extraction gives embeddings",
+                fix="train one with task.name=feature-extraction",
             )
-
-
-def _text_row(number: int, text: str | tuple[str, str]) -> dict[str, Any]:
-    first, second = (text, None) if isinstance(text, str) else text
-    if not first.strip():
-        raise DataError("the text is empty", where=f"input {number + 1}")
-    return {"text": first, "text_pair": second}
+        rows = self.rows(texts)
+        found = np.zeros((len(rows), base.facts.hidden), dtype=np.float32)
+        for start in range(0, len(rows), CHUNK):
+            examples = self.task(rows[start : start + CHUNK], base.processor)
+            for batch in evaluation_order(examples.lengths, self._batch_size):
+                units = [[i] for i in batch]
+                made = collate(examples, units, base.processor.pad_token_id)
+                moved = {k: t.to(base.numerics.device) for k, t in made.items()}
+                with torch.inference_mode():
+                    h_BD = pooled(self._adapter.model, moved, base.numerics)
+                unit_BD = torch.nn.functional.normalize(h_BD, dim=-1)
+                found[[start + i for i in batch]] = unit_BD.cpu().numpy()
+        return found

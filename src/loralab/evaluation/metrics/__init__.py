@@ -1,5 +1,10 @@
-"""Metrics: one file each; a function of confusion matrices [..., C, C].
+"""Metrics: one file each, one function from answers to sums over rows.
 
-``confusion[..., t, p]`` counts the examples of class t that were predicted as p. The
-leading dimensions are bootstrap draws, so a metric is computed on all of them at once.
+A metric is ``f(params, answers) -> Scores`` under::
+
+    @register("metric", "exact-match", answers="text", better="higher")
+
+Facts: `answers` is the form it can judge (``class``, ``tags``, ``text``, or a tuple of
+them); `better` is ``higher`` or ``lower``; `needs` names a field of `Answers` beyond
+references and predictions (``samples``, ``probabilities``, ``ranked``).
 """

@@ -1,15 +1,15 @@
-"""Accuracy: the share of examples whose predicted class is the true one."""
+"""Accuracy: the share of rows whose predicted class is the true one."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loralab.registry import register
+from loralab.evaluation.scores import Answers, Scores, mean_of
+from loralab.registry import Params, register
 
 
-@register("metric", "accuracy")
-def accuracy(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return trace / sum, [...] float64."""
-    right = np.trace(confusion, axis1=-2, axis2=-1)
-    return np.asarray(right / confusion.sum((-2, -1)), dtype=np.float64)
+@register("metric", "accuracy", answers="class", better="higher")
+def accuracy(params: Params, answers: Answers) -> Scores:
+    """Return right / rows, in [0, 1]."""
+    right = np.asarray(answers.references) == np.asarray(answers.predictions)
+    return mean_of(right, proportion=True)

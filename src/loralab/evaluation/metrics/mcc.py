@@ -9,18 +9,21 @@ with t_k the true and p_k the predicted count of class k. 0 where it is undefine
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loralab.registry import register
+from loralab.evaluation.metrics._confusion import margin_scores
+from loralab.evaluation.scores import Answers, Floats, Scores
+from loralab.registry import Params, register
 
 
-@register("metric", "mcc")
-def mcc(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return R_K [...] in [-1, 1], float64."""
-    true, predicted = confusion.sum(-1), confusion.sum(-2)
-    n = confusion.sum((-2, -1))
-    right = np.trace(confusion, axis1=-2, axis2=-1)
-    above = right * n - (true * predicted).sum(-1)
-    below = (n**2 - (predicted**2).sum(-1)) * (n**2 - (true**2).sum(-1))
+def _correlation(right: Floats, true: Floats, said: Floats) -> Floats:
+    n = true.sum(-1)
+    above = right.sum(-1) * n - (true * said).sum(-1)
+    below = (n**2 - (said**2).sum(-1)) * (n**2 - (true**2).sum(-1))
     safe = np.where(below > 0, below, 1.0)
     return np.asarray(np.where(below > 0, above / np.sqrt(safe), 0.0))
+
+
+@register("metric", "mcc", answers="class", better="higher")
+def mcc(params: Params, answers: Answers) -> Scores:
+    """Return R_K, in [-1, 1]."""
+    return margin_scores(answers, _correlation)
