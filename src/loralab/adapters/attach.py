@@ -10,9 +10,8 @@ from loralab.config import PEFTConfig
 from loralab.errors import AdapterError
 from loralab.models.architecture import match_targets, peft_targets, target_patterns
 from loralab.models.base import LoadedModel
+from loralab.models.forward import HEADS
 from loralab.models.quiet import quiet_libraries
-
-TASK_TYPES = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,19 @@ class Attached:
     scales: dict[float, int]
 
 
-def attach(loaded: LoadedModel, config: PEFTConfig, head: str) -> Attached:
+def attach(loaded: LoadedModel, config: PEFTConfig) -> Attached:
     """Attach the configured adapter to a loaded base.
 
     Args:
-        loaded: The base; its model is changed in place.
+        loaded: The base; its model is changed in place. Newly initialised modules (a
+            task's head) are trained and saved in full.
         config: Method and params.
-        head: The task's head; newly initialised modules are trained and saved in full.
 
     Raises:
         AdapterError: a pattern matches nothing, or a new head would stay frozen.
     """
-    from peft import get_peft_model
-
+    with quiet_libraries():  # PEFT imports bitsandbytes, which talks
+        from peft import get_peft_model
     entry = registry.get("PEFT method", config.name)
     params = entry.schema(**config.params)
     wanted = getattr(params, "target_modules", "all-linear")
@@ -54,7 +53,7 @@ def attach(loaded: LoadedModel, config: PEFTConfig, head: str) -> Attached:
     matched = match_targets(patterns, loaded.facts)
     _check_keys(params, matched)
     made = entry.target(params, peft_targets(patterns), loaded.new_modules)
-    made.task_type = TASK_TYPES[head]
+    made.task_type = HEADS[loaded.head].task_type
     made.revision = loaded.revision
     try:
         with quiet_libraries():

@@ -7,6 +7,7 @@ to the same events that are written down.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,27 +15,39 @@ from loralab.runs import Run
 from loralab.runs.files import write_text
 from loralab.runs.run import now
 
+logger = logging.getLogger(__name__)
+
 OnEvent = Callable[[dict[str, Any]], None]
 
 
 class EventLog:
-    """Appends events to a run's log and tells the subscriber."""
+    """Appends events to a run's log and tells the subscribers."""
 
     def __init__(self, run: Run, on_event: OnEvent | None = None) -> None:
         self._file = run.path / "metrics.jsonl"
         self._run = run
-        self.on_event = on_event
+        self._subscribers = [on_event] if on_event else []
+
+    def subscribe(self, on_event: OnEvent) -> None:
+        """Add one who is told of everything from now on."""
+        self._subscribers.append(on_event)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Pass an event on to the subscribers, in the order they came."""
+        for told in self._subscribers:
+            told(event)
 
     def tell(self, event: str, **fields: Any) -> None:
-        """Tell the subscriber only; for what is of no interest afterwards."""
-        if self.on_event:
-            self.on_event({"event": event, **fields})
+        """Tell the subscribers only; for what is of no interest afterwards."""
+        self.on_event({"event": event, **fields})
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write an event down and tell the subscriber."""
+        """Write an event down and tell the subscribers."""
         line = json.dumps({"event": event, "time": now(), **fields})
         with self._file.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
+        often = event in ("log", "memory")
+        logger.log(logging.DEBUG if often else logging.INFO, "%s %s", event, fields)
         self.tell(event, **fields)
 
     def rewind(self, step: int) -> None:

@@ -7,129 +7,40 @@ that is killed resumes from its last checkpoint and ends as if it had not been.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loralab.adapters.attach import Attached, attach
 from loralab.adapters.files import load_weights, save_adapter
 from loralab.config import ExperimentConfig
 from loralab.config.arguments import to_training_arguments
-from loralab.data.batching import (
-    epoch_order,
-    overhead_of,
-    padded_share,
-    unit_lengths,
-    units,
-)
-from loralab.data.examples import DataPreprocessor, Examples, get_preprocessor
-from loralab.data.rows import Rows, load_rows, report_lines
-from loralab.errors import ConfigError, LoralabError, RunError
+from loralab.data.examples import get_preprocessor
+from loralab.data.rows import load_rows
+from loralab.errors import LoralabError, RunError, TrainingError
 from loralab.evaluation.evaluate import evaluate_split
 from loralab.inference.load import LoadedAdapter
-from loralab.models.base import LoadedModel, load_base
+from loralab.logs import run_log
 from loralab.models.numerics import seed_everything
-from loralab.models.packing import check_packing
 from loralab.models.quiet import quiet_libraries
 from loralab.runs import Run
 from loralab.runs.environment import environment, peak_memory_bytes
 from loralab.runs.files import atomic_directory, remove_leftovers
 from loralab.runs.run import create, move_aside, now
+from loralab.training.callbacks._life import opened
 from loralab.training.checkpoint import latest, read_state, step_of
 from loralab.training.events import EventLog, OnEvent
+from loralab.training.optimizers import note_small_tensors
+from loralab.training.plan import is_out_of_memory, out_of_memory
+from loralab.training.prepare import Prepared, plan_of, prepare
 
 if TYPE_CHECKING:
-    from loralab.training.callbacks import ReportCallback
     from loralab.training.trainer import PEFTTrainer
+    from loralab.training.watch import ReportCallback
 
-
-@dataclass
-class Prepared:
-    """All that training needs, before anything is written."""
-
-    config: ExperimentConfig
-    task: DataPreprocessor
-    task_state: dict[str, Any]
-    rows: Rows
-    base: LoadedModel
-    attached: Attached
-    examples: dict[str, Examples]
-
-
-def prepare(
-    config: ExperimentConfig, tell: Callable[[str], None] = lambda _: None
-) -> Prepared:
-    """Load rows, base and adapter, and encode the rows; write nothing.
-
-    Args:
-        config: The experiment.
-        tell: Told what is being done.
-
-    Raises:
-        LoralabError: whatever is wrong with rows, model or adapter.
-    """
-    task = get_preprocessor(config.task)
-    tell("reading rows")
-    rows = load_rows(config.data, task)
-    listed = {name: list(split) for name, split in rows.splits.items()}
-    state = task.fit(listed)
-    if config.training.early_stopping and "validation" not in rows.splits:
-        raise ConfigError(
-            "early stopping needs validation rows, and there are none",
-            where="training.early_stopping",
-            fix="raise data.validation_fraction, or set early_stopping=null",
-        )
-    seed_everything(config.training.seed)
-    tell(f"loading {config.model.path}")
-    base = load_base(config.model, task.head, state.get("labels", ()))
-    task.prepare(base.processor)
-    tell("encoding rows")
-    examples: dict[str, Examples] = {}
-    for name in ("train", "validation"):
-        if name in listed:
-            examples[name] = task(listed[name], base.processor)
-    if examples["train"].capacity is not None:
-        check_packing(base)
-    seed_everything(config.training.seed)
-    attached = attach(base, config.peft, task.head)
-    return Prepared(config, task, state, rows, base, attached, examples)
-
-
-def plan_of(prepared: Prepared) -> dict[str, Any]:
-    """Return what training will cost, in steps and tokens, and what it trains."""
-    config, examples = prepared.config.training, prepared.examples["train"]
-    of = unit_lengths(examples, units(examples))
-    batch = config.per_device_train_batch_size
-    accumulation = config.gradient_accumulation_steps
-    batches = epoch_order(of, batch, accumulation, config.seed, 0)
-    per_epoch = -(-len(batches) // accumulation)
-    steps = int(-(-config.num_train_epochs * per_epoch // 1))
-    if config.max_steps > 0:
-        steps = config.max_steps
-    attached, numerics = prepared.attached, prepared.base.numerics
-    return {
-        "steps": steps,
-        "steps_per_epoch": per_epoch,
-        "tokens": round(sum(of) * steps / per_epoch),
-        "examples": len(examples),
-        "packs": len(of) if examples.capacity is not None else None,
-        "supervised_share": examples.supervised / examples.tokens,
-        "padded_share": padded_share(of, batches, overhead_of(numerics.device)),
-        "notes": examples.notes,
-        "trainable": attached.trainable,
-        "total": attached.total,
-        "targets": attached.matched,
-        "scales": {str(k): v for k, v in attached.scales.items()},
-        "dtype": numerics.dtype,
-        "device": numerics.device,
-        "dtype_reason": numerics.reason,
-        "rows": prepared.rows.sizes(),
-        "rows_report": report_lines(
-            prepared.rows.report, prepared.config.data.duplicates
-        ),
-    }
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -165,28 +76,41 @@ def train(
         tell({"event": "found", "run": str(run.path)})
         return run
     if status in ("interrupted", "failed") and not (resume or force):
-        raise RunError(
-            f"this run was {status}",
-            where=str(run.path),
-            why=str(run.read().get("error", "")),
-            fix="continue it with --resume, or begin again with --force",
-        )
-    prepared = prepare(config, lambda what: tell({"event": "preparing", "what": what}))
+        raise _not_finished(run, status)
+    began = time.time()
+    resumed = status != "absent" and not force
+    prepared = prepare(
+        config,
+        lambda what: tell({"event": "preparing", "what": what}),
+        locks=run.read().get("data", {}).get("locks") if resumed else None,
+    )
     if status != "absent" and force:
         aside = move_aside(run)
         tell({"event": "moved", "to": str(aside)})
-    if status == "absent" or force:
+    if not resumed:
         run = create(config, Path(runs_dir), "adapter")
-    with run.locked():
+    log = EventLog(run, on_event)
+    with run.locked(), run_log(run.path / "log.txt", since=began):
         _check_resumable(run, prepared)
         remove_leftovers(run.path)
-        _run_training(run, prepared, EventLog(run, on_event))
+        with opened(config.training.callbacks, run, log) as callbacks:
+            _run_training(run, prepared, log, callbacks)
     return run
 
 
+def _not_finished(run: Run, status: str) -> RunError:
+    return RunError(
+        f"this run was {status}",
+        where=str(run.path),
+        why=str(run.read().get("error", "")),
+        fix="continue it with --resume, or begin again with --force",
+    )
+
+
 def _check_same_data(run: Run, config: ExperimentConfig) -> None:
-    rows = load_rows(config.data, get_preprocessor(config.task))
-    if rows.fingerprint != run.read()["data"]["fingerprint"]:
+    before = run.read()["data"]
+    rows = load_rows(config.data, get_preprocessor(config.task), before.get("locks"))
+    if rows.fingerprint != before["fingerprint"]:
         raise RunError(
             "this configuration was trained before, on other rows",
             where=str(run.path),
@@ -211,32 +135,29 @@ def _check_resumable(run: Run, prepared: Prepared) -> None:
             )
 
 
-def _run_training(run: Run, prepared: Prepared, log: EventLog) -> None:
+def _run_training(
+    run: Run, prepared: Prepared, log: EventLog, callbacks: Sequence[Any]
+) -> None:
     plan = plan_of(prepared)
     start = latest(run.checkpoints)
     _describe(run, prepared, plan, resumed_from=start)
     log.rewind(step_of(start) if start else 0)
     log.emit("plan", **plan)
     try:
-        training = _fit(run, prepared, log, start)
+        training = _fit(run, prepared, log, start, callbacks)
         log.tell("saving")
         _save(run, prepared)
         adapter = LoadedAdapter(
             prepared.attached.model.eval(), prepared.base, prepared.task
         )
-        for split in prepared.config.evaluation.splits:
-            if split in prepared.rows.splits:
-                rows = prepared.rows.splits[split]
-                settings = prepared.config.evaluation
-                result = evaluate_split(
-                    run, adapter, split, rows, settings, on_event=log.on_event
-                )
-                log.emit("evaluated", split=split, metrics=result["metrics"])
+        _evaluate(run, prepared, adapter, log)
     except LoralabError as error:
         run.update(status="failed", error=str(error), finished=now())
         raise
     except Exception as error:
         run.update(status="failed", error=f"{type(error).__name__}: {error}")
+        if is_out_of_memory(error):
+            raise _out_of_memory(run, prepared, log) from None
         raise
     size = sum(f.stat().st_size for f in run.adapter.iterdir() if "adapter" in f.name)
     run.update(
@@ -248,6 +169,29 @@ def _run_training(run: Run, prepared: Prepared, log: EventLog) -> None:
         peak_memory_bytes=peak_memory_bytes(),
     )
     log.emit("complete", run=str(run.path))
+
+
+def _evaluate(
+    run: Run, prepared: Prepared, adapter: LoadedAdapter, log: EventLog
+) -> None:
+    """Measure the adapter on the configured splits that there are."""
+    settings = prepared.config.evaluation
+    for split in settings.splits:
+        if split in prepared.rows.splits:
+            rows = prepared.rows.splits[split]
+            result = evaluate_split(
+                run, adapter, split, rows, settings, on_event=log.on_event
+            )
+            log.emit("evaluated", split=split, metrics=result["metrics"])
+
+
+def _out_of_memory(run: Run, prepared: Prepared, log: EventLog) -> TrainingError:
+    """Return the error that lists what would need less memory."""
+    prepared.attached.model.to("meta")  # its memory is needed for nothing any more
+    log.tell("preparing", what="out of memory: looking for what would fit")
+    error = out_of_memory(prepared.config, str(run.path))
+    run.update(error=str(error), finished=now())
+    return error
 
 
 def _describe(
@@ -277,6 +221,7 @@ def _describe(
             "fingerprint": prepared.rows.fingerprint,
             "sizes": prepared.rows.sizes(),
             "report": asdict(prepared.rows.report),
+            "locks": prepared.rows.locks,
         },
         seeds={
             "training": prepared.config.training.seed,
@@ -289,15 +234,19 @@ def _describe(
 
 
 def _build_trainer(
-    run: Run, prepared: Prepared, log: EventLog
+    run: Run, prepared: Prepared, log: EventLog, callbacks: Sequence[Any]
 ) -> tuple[PEFTTrainer, ReportCallback]:
     """Return the trainer with its callbacks, and the one that keeps the clock."""
-    from transformers import EarlyStoppingCallback
+    from transformers import EarlyStoppingCallback, TrainerCallback
 
-    from loralab.training.callbacks import MovementGuard, ReportCallback
-    from loralab.training.trainer import PEFTTrainer
+    from loralab.training.trainer import PEFTTrainer, Validation
+    from loralab.training.watch import MovementGuard, ReportCallback
 
     config, examples = prepared.config, prepared.examples
+    validation = None
+    if "validation" in examples:
+        rows = list(prepared.rows.splits["validation"])
+        validation = Validation(examples["validation"], prepared.task, rows)
     args = to_training_arguments(
         config.training,
         str(run.checkpoints),
@@ -309,7 +258,7 @@ def _build_trainer(
         args,
         prepared.base,
         examples["train"],
-        examples.get("validation"),
+        validation,
         eval_batch_size=config.evaluation.per_device_eval_batch_size,
     )
     report = ReportCallback(log, trainer.counts)
@@ -319,15 +268,25 @@ def _build_trainer(
     if stopping:
         found = EarlyStoppingCallback(stopping.patience, stopping.threshold)
         trainer.add_callback(found)
+    for callback in callbacks:
+        if isinstance(callback, TrainerCallback):  # the others hear events only
+            trainer.add_callback(callback)
+    note_small_tensors(config.training.optim, prepared.attached.model)
     return trainer, report
 
 
 def _fit(
-    run: Run, prepared: Prepared, log: EventLog, start: Path | None
+    run: Run,
+    prepared: Prepared,
+    log: EventLog,
+    start: Path | None,
+    callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     """Run the trainer, from a checkpoint if there is one; return timings and rates."""
-    trainer, report = _build_trainer(run, prepared, log)
+    trainer, report = _build_trainer(run, prepared, log, callbacks)
     seed_everything(prepared.config.training.seed)
+    how = f"resumes at step {step_of(start)}" if start else "begins"
+    logger.info("training %s: %s", how, run.id)
     began = time.perf_counter()
     with quiet_libraries():
         if start and read_state(start)["finished"]:

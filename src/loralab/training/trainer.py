@@ -9,11 +9,11 @@ so its gradient does not depend on how the step is split into micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -29,9 +29,11 @@ from loralab.data.batching import (
     unit_lengths,
     units,
 )
-from loralab.data.examples import IGNORE, Examples
+from loralab.data.examples import Examples, generates
 from loralab.errors import TrainingError
-from loralab.evaluation.predict import predict
+from loralab.evaluation.calculator import get_metrics_calculator
+from loralab.evaluation.scores import Answers
+from loralab.inference.predict import predict
 from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
 from loralab.runs.files import atomic_directory, remove_directory
@@ -42,6 +44,44 @@ from loralab.training.checkpoint import (
     step_of,
     write_state,
 )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the adapter is validated on during training.
+
+    Attributes:
+        examples: The encoded rows.
+        task: The task they are of.
+        rows: The rows themselves.
+    """
+
+    examples: Examples
+    task: Any
+    rows: Sequence[Mapping[str, Any]]
+
+    def measure(self, model: Any, base: LoadedModel, batch: int) -> dict[str, float]:
+        """Return the cross-entropy, and the primary metric of a task that reads."""
+        task, form = self.task, self.task.form
+        writes = generates(task)
+        said = predict(
+            model,
+            base,
+            self.examples,
+            batch,
+            task=None if writes else task,
+            finish=lambda i, readings: task.answer(self.rows[i], readings).value,
+        )
+        found = {"eval_loss": said.cross_entropy}
+        if writes or said.answers is None:
+            return found
+        calculator = get_metrics_calculator(task.metrics[:1], form)
+        references = [task.reference(self.rows[i]) for i in said.rows]
+        classes = len(task.labels) if form == "class" else 0
+        answers = Answers(form, references, said.answers, classes=classes)
+        for name, scores in calculator.scores(answers).items():
+            found[f"eval_{name}"] = scores.total()
+        return found
 
 
 class PEFTTrainer(Trainer):
@@ -57,7 +97,7 @@ class PEFTTrainer(Trainer):
         args: TrainingArguments,
         base: LoadedModel,
         train: Examples,
-        validation: Examples | None,
+        validation: Validation | None,
         callbacks: Sequence[TrainerCallback] = (),
         eval_batch_size: int = 32,
     ) -> None:
@@ -72,27 +112,23 @@ class PEFTTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=self._units,
-            eval_dataset=self._validation,
+            eval_dataset=validation.examples if validation else None,
             data_collator=self._collate,
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
 
-    def _collate(
-        self, batch: Sequence[Sequence[int]]
-    ) -> dict[str, list[dict[str, torch.Tensor]]]:
+    def _collate(self, batch: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Return a micro-batch as groups of like length, each padded apart."""
         pad_id = self._base.processor.pad_token_id
         sizes = unit_lengths(self._train, batch)
         several = self.accelerator.num_processes > 1  # DDP wants one forward a step
         groups = length_groups(sizes, 2**40 if several else self._overhead)
-        return {
-            "groups": [
-                collate(self._train, [batch[i] for i in group], pad_id)
-                for group in groups
-            ]
-        }
+        made = [
+            collate(self._train, [batch[i] for i in group], pad_id) for group in groups
+        ]
+        return {"groups": made, "tokens": sum(sizes)}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return batches in an order that seed and epoch alone decide."""
@@ -116,12 +152,9 @@ class PEFTTrainer(Trainer):
         """Return the micro-batches of a step, and the number of labels in all."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
         groups = [group for batch in batches for group in batch["groups"]]
-        labels = sum(int((group["labels"] != IGNORE).sum()) for group in groups)
-        for group in groups:
-            mask, owner = group.get("attention_mask"), group["example"]
-            real = int(mask.sum()) if mask is not None else int((owner >= 0).sum())
-            self.counts["positions"] += group["input_ids"].numel()
-            self.counts["tokens"] += real
+        labels = sum(len(group["labels"]) for group in groups)
+        self.counts["tokens"] += sum(batch["tokens"] for batch in batches)
+        self.counts["positions"] += sum(g["input_ids"].numel() for g in groups)
         self.counts["labels"] += labels
         if self.accelerator.num_processes > 1:
             mine = torch.tensor(labels, device=device)
@@ -131,7 +164,7 @@ class PEFTTrainer(Trainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, list[dict[str, torch.Tensor]]],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> torch.Tensor:
@@ -143,9 +176,7 @@ class PEFTTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         labels = 0
         for group in inputs["groups"]:
-            logits_NC, labels_N, _ = supervised_logits(
-                model, group, self._base.numerics
-            )
+            logits_NC, labels_N, _ = supervised_logits(model, group, self._base)
             total = total + cross_entropy(logits_NC, labels_N, reduction="sum")
             labels += len(labels_N)
         loss = total / (num_items_in_batch or labels)
@@ -163,14 +194,12 @@ class PEFTTrainer(Trainer):
         return 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the validation cross-entropy (and accuracy) of the present adapter."""
+        """Return the validation figures of the present adapter."""
         if self._validation is None:
             raise TrainingError("there are no validation rows")
-        said = predict(self.model, self._base, self._validation, self._eval_batch_size)
-        metrics = {"eval_loss": said.cross_entropy}
-        if said.predicted is not None:
-            right = said.predicted == np.asarray(self._validation.labels)
-            metrics["eval_accuracy"] = float(right.mean())
+        metrics = self._validation.measure(
+            self.model, self._base, self._eval_batch_size
+        )
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

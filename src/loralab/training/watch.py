@@ -1,4 +1,4 @@
-"""Callbacks: what is told of training, and guards against silent failure."""
+"""What watches a training: the teller of its progress, and a guard that it learns."""
 
 from __future__ import annotations
 

@@ -1,0 +1,126 @@
+"""`prepare`: the rows, base and adapter of an experiment; and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from loralab.adapters.attach import Attached, attach
+from loralab.config import ExperimentConfig
+from loralab.data.batching import (
+    epoch_order,
+    overhead_of,
+    padded_share,
+    unit_lengths,
+    units,
+)
+from loralab.data.examples import DataPreprocessor, Examples, get_preprocessor
+from loralab.data.rows import Rows, load_rows, report_lines
+from loralab.errors import ConfigError
+from loralab.models.base import LoadedModel, load_base
+from loralab.models.empty import empty_base
+from loralab.models.numerics import seed_everything
+from loralab.models.packing import check_packing
+from loralab.training.callbacks._life import check_callbacks
+from loralab.training.optimizers import check_optimizer
+
+
+@dataclass
+class Prepared:
+    """All that training needs, before anything is written."""
+
+    config: ExperimentConfig
+    task: DataPreprocessor
+    task_state: dict[str, Any]
+    rows: Rows
+    base: LoadedModel
+    attached: Attached
+    examples: dict[str, Examples]
+
+
+def prepare(
+    config: ExperimentConfig,
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    weights: bool = True,
+    locks: dict[str, str] | None = None,
+) -> Prepared:
+    """Load rows, base and adapter, and encode the rows; write nothing.
+
+    Args:
+        config: The experiment.
+        tell: Told what is being done.
+        weights: Whether the base is loaded, or only its shapes.
+        locks: Of the run's data, if it is resumed.
+
+    Raises:
+        LoralabError: whatever is wrong with rows, model or adapter.
+    """
+    check_optimizer(config)
+    if weights:  # a plan needs no tracker
+        check_callbacks(config.training.callbacks)
+    task = get_preprocessor(config.task)
+    tell("reading rows")
+    rows = load_rows(config.data, task, locks)
+    listed = {name: list(split) for name, split in rows.splits.items()}
+    state = task.fit(listed)
+    if config.training.early_stopping and "validation" not in rows.splits:
+        raise ConfigError(
+            "early stopping needs validation rows, and there are none",
+            where="training.early_stopping",
+            fix="raise data.validation_fraction, or set early_stopping=null",
+        )
+    seed_everything(config.training.seed)
+    labels = state.get("labels", ())
+    if weights:
+        tell(f"loading {config.model.path}")
+        base = load_base(config.model, task.head, labels)
+    else:
+        base = empty_base(config.model, task.head, labels)
+    task.prepare(base.processor)
+    tell("encoding rows")
+    examples: dict[str, Examples] = {}
+    for name in ("train", "validation"):
+        if name in listed:
+            examples[name] = task(listed[name], base.processor)
+    if weights and examples["train"].capacity is not None:
+        check_packing(base)
+    seed_everything(config.training.seed)
+    attached = attach(base, config.peft)
+    return Prepared(config, task, state, rows, base, attached, examples)
+
+
+def plan_of(prepared: Prepared) -> dict[str, Any]:
+    """Return what training will cost, in steps and tokens, and what it trains."""
+    config, examples = prepared.config.training, prepared.examples["train"]
+    of = unit_lengths(examples, units(examples))
+    batch = config.per_device_train_batch_size
+    accumulation = config.gradient_accumulation_steps
+    batches = epoch_order(of, batch, accumulation, config.seed, 0)
+    per_epoch = -(-len(batches) // accumulation)
+    steps = int(-(-config.num_train_epochs * per_epoch // 1))
+    if config.max_steps > 0:
+        steps = config.max_steps
+    attached, numerics = prepared.attached, prepared.base.numerics
+    return {
+        "steps": steps,
+        "steps_per_epoch": per_epoch,
+        "tokens": round(sum(of) * steps / per_epoch),
+        "examples": len(examples),
+        "packs": len(of) if examples.capacity is not None else None,
+        "supervised_share": examples.supervised / examples.tokens,
+        "padded_share": padded_share(of, batches, overhead_of(numerics.device)),
+        "notes": examples.notes,
+        "trainable": attached.trainable,
+        "total": attached.total,
+        "targets": attached.matched,
+        "scales": {str(k): v for k, v in attached.scales.items()},
+        "dtype": numerics.dtype,
+        "device": numerics.device,
+        "dtype_reason": numerics.reason,
+        "rows": prepared.rows.sizes(),
+        "rows_report": report_lines(
+            prepared.rows.report, prepared.config.data.duplicates
+        ),
+    }
