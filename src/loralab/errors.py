@@ -64,6 +64,10 @@ class TrainingError(LoralabError):
     """Training that went wrong in a way that would otherwise stay silent."""
 
 
+class EvidenceError(LoralabError):
+    """A claim that the measurements cannot carry: too few seeds, diverged runs."""
+
+
 def nearest(name: str, legal: Iterable[str], count: int = 3) -> str:
     """Return ``"nearest: a, b"`` for the legal names most like `name`.
 

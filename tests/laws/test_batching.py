@@ -49,7 +49,7 @@ def token_examples(draw):
         [x if keep else IGNORE for x, keep in zip(one, draw(masks(one)), strict=True)]
         for one in ids
     ]
-    return Examples(ids, labels, list(range(len(ids))), draw(CAPACITY))
+    return Examples(ids, labels, list(range(len(ids))), "next-token", draw(CAPACITY))
 
 
 def masks(one):
@@ -180,24 +180,27 @@ def test_collated_tokens_stand_where_their_example_says(examples):
     if not made:
         return
     batch = collate(examples, made, PAD)
-    ids, example, labels = batch["input_ids"], batch["example"], batch["labels"]
-    shape = (len(made), width(max(unit_lengths(examples, made))))
-    assert all(tensor.shape == shape for tensor in batch.values())
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    ids, places = batch["input_ids"], batch["places"].tolist()
+    assert ids.shape == (len(made), width(max(unit_lengths(examples, made))))
+    supervised = dict(zip(places, batch["labels"].tolist(), strict=True))
+    owners = dict(zip(places, batch["example"].tolist(), strict=True))
     for b, unit in enumerate(made):
+        at = 0
         for i in unit:
-            (at,) = torch.nonzero(example[b] == i, as_tuple=True)
-            assert at.tolist() == list(range(int(at[0]), int(at[0]) + len(at)))
-            assert ids[b, at].tolist() == examples.input_ids[i]
-            # a position predicts the next token of its own example, the last nothing
-            assert labels[b, at].tolist() == [*examples.labels[i][1:], IGNORE]
-            if examples.capacity is not None:
-                assert batch["position_ids"][b, at].tolist() == list(range(len(at)))
-    padding = example == -1
-    assert (ids[padding] == PAD).all()
-    assert (labels[padding] == IGNORE).all()
-    assert int((~padding).sum()) == examples.tokens
-    assert int((labels != IGNORE).sum()) == examples.supervised
+            size = len(examples.input_ids[i])
+            assert ids[b, at : at + size].tolist() == examples.input_ids[i]
+            for k in range(size):
+                place = b * ids.shape[1] + at + k
+                # the next token of its own example; the last predicts nothing
+                following = [*examples.labels[i][1:], IGNORE][k]
+                assert supervised.get(place, IGNORE) == following
+                assert owners.get(place, i) == i
+                if examples.capacity is not None:
+                    assert batch["position_ids"][b, at + k] == k
+            at += size
+        assert (ids[b, at:] == PAD).all()
+    assert len(places) == examples.supervised == len(supervised)
 
 
 @given(token_examples())
@@ -208,11 +211,12 @@ def test_either_a_mask_or_positions_tell_examples_apart(examples):
     batch = collate(examples, made, PAD)
     assert ("attention_mask" in batch) == (examples.capacity is None)
     assert ("position_ids" in batch) == (examples.capacity is not None)
+    sizes = unit_lengths(examples, made)
     if examples.capacity is None:
-        assert torch.equal(batch["attention_mask"], (batch["example"] >= 0).long())
+        assert batch["attention_mask"].sum(1).tolist() == sizes
         return
     starts = (batch["position_ids"] == 0).sum()
-    padded = int((batch["example"][:, -1] == -1).sum())
+    padded = sum(size < batch["input_ids"].shape[1] for size in sizes)
     assert starts == len(examples) + padded
 
 
@@ -229,13 +233,42 @@ def test_labels_of_a_classifier_are_one_a_row(ids):
 
 @pytest.mark.parametrize("capacity", [None, 16])
 def test_a_label_is_the_next_token(capacity):
-    examples = Examples([[1, 2, 3], [4, 5]], [[IGNORE, 2, 3], [4, 5]], [0, 1], capacity)
+    labels = [[IGNORE, 2, 3], [4, 5]]
+    examples = Examples([[1, 2, 3], [4, 5]], labels, [0, 1], "next-token", capacity)
     batch = collate(examples, units(examples), PAD)
-    pairs = [
-        (int(ids), int(label))
-        for ids, label in zip(
-            batch["input_ids"].flatten(), batch["labels"].flatten(), strict=True
-        )
-        if label != IGNORE
-    ]
+    ids = batch["input_ids"].flatten()[batch["places"]].tolist()
+    pairs = list(zip(ids, batch["labels"].tolist(), strict=True))
     assert pairs == [(1, 2), (2, 3), (4, 5)]
+
+
+def test_a_label_of_a_tagged_word_is_at_its_own_token():
+    labels = [[IGNORE, 1, IGNORE], [0, 2]]
+    examples = Examples([[5, 6, 9], [7, 8]], labels, [0, 1], "token")
+    batch = collate(examples, [[1], [0]], PAD)
+    ids = batch["input_ids"].flatten()[batch["places"]].tolist()
+    assert ids == [7, 8, 6]
+    assert batch["labels"].tolist() == [0, 2, 1]
+    assert batch["example"].tolist() == [1, 1, 0]
+
+
+def test_a_span_has_two_labels_in_order():
+    examples = Examples([[5, 6, 9], [7, 8]], [[1, 2], [0, 0]], [0, 1], "span")
+    batch = collate(examples, [[1], [0]], PAD)
+    assert batch["labels"].tolist() == [0, 0, 1, 2]
+    assert batch["example"].tolist() == [1, 1, 0, 0]
+    assert examples.supervised == 4
+
+
+def test_a_decoder_is_supervised_on_every_token_of_its_target():
+    examples = Examples([[5, 6, 9], [7]], [[1, 2], [3]], [0, 1], "sequence")
+    batch = collate(examples, [[0], [1]], PAD)
+    assert batch["labels"].tolist() == [1, 2, 3]
+    assert batch["example"].tolist() == [0, 0, 1]
+    assert batch["targets"][:, :2].tolist() == [[1, 2], [3, IGNORE]]
+    assert examples.lengths == [5, 2]
+
+
+def test_the_text_of_a_pair_is_told_where_it_is_known():
+    examples = Examples([[5, 6], [7]], [0, 1], [0, 1], token_type_ids=[[0, 1], [0]])
+    batch = collate(examples, [[0], [1]], PAD)
+    assert batch["token_type_ids"][:, :2].tolist() == [[0, 1], [0, 0]]
