@@ -1,0 +1,1 @@
+"""Tables, figures and pages; every number comes from a run."""

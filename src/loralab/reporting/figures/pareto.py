@@ -1,0 +1,237 @@
+"""Two goals at once: points, and the front of those that no other beats in both.
+
+The front is drawn as steps: every place on its worse side is beaten by a point on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from loralab.evaluation.intervals import Interval
+from loralab.reporting.figures.labels import Segment, place_labels
+from loralab.reporting.figures.parts import (
+    Better,
+    check_better,
+    check_interval,
+    check_label,
+    check_some,
+    empty_figure,
+    freeze,
+    legend_above,
+    log_axis,
+)
+from loralab.reporting.style import (
+    COLUMN_HEIGHT,
+    COLUMN_WIDTH,
+    FULL,
+    HAIR,
+    INK,
+    INTERVAL_LINE,
+    MARK,
+    PALE,
+    PALE_INK,
+    THIN,
+    look,
+    style,
+)
+
+_LOG_MARGIN, _LEAST_LOG_MARGIN = 0.05, 1.01
+"""Room beside the outermost points of a logarithmic axis: a power, and a factor."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing with two properties, at least one of them measured.
+
+    Attributes:
+        name: Written beside it.
+        x: An `Interval`, or a number that is exact (bytes, parameters).
+        y: Likewise.
+        group: Points of one group share colour and marker, and a line in the legend.
+    """
+
+    name: str
+    x: float | Interval
+    y: float | Interval
+    group: str = ""
+
+
+def _number(value: float | Interval) -> float:
+    return value.value if isinstance(value, Interval) else float(value)
+
+
+def _ends(value: float | Interval) -> tuple[float, float]:
+    if isinstance(value, Interval):
+        return value.low, value.high
+    return float(value), float(value)
+
+
+def front(points: Sequence[Point], x_better: Better, y_better: Better) -> list[Point]:
+    """Return the points that no other beats, by value, with x ascending.
+
+    A point is beaten by one that is as good in both and better in one; intervals do
+    not count.
+    """
+
+    def goodness(point: Point) -> tuple[float, float]:
+        x, y = _number(point.x), _number(point.y)
+        return (x if x_better == "higher" else -x, y if y_better == "higher" else -y)
+
+    def beaten(point: Point) -> bool:
+        x, y = goodness(point)
+        others = map(goodness, points)
+        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in others)
+
+    kept = [point for point in points if not beaten(point)]
+    return sorted(kept, key=lambda point: (_number(point.x), _number(point.y)))
+
+
+def _check(points: Sequence[Point], x_log: bool) -> None:
+    check_some(points, "point")
+    for point in points:
+        if not any(isinstance(value, Interval) for value in (point.x, point.y)):
+            raise ValueError(f"point {point.name!r} has no interval in x or in y")
+        for value in (point.x, point.y):
+            low, high = _ends(value)
+            check_interval(Interval(_number(value), low, high), point.name)
+        if x_log and min(_number(point.x), *_ends(point.x)) <= 0:
+            raise ValueError(f"point {point.name!r}: x ≤ 0 has no logarithm")
+
+
+def _draw(axes: Axes, point: Point, number: int, on_front: bool) -> None:
+    seen, alpha = look(number), FULL if on_front else PALE
+    x, y = _number(point.x), _number(point.y)
+    bar: dict[str, Any] = {
+        "color": seen.colour,
+        "alpha": alpha,
+        "linewidth": INTERVAL_LINE * 0.7,
+    }
+    if isinstance(point.x, Interval):
+        axes.hlines(y, *_ends(point.x), **bar)
+    if isinstance(point.y, Interval):
+        axes.vlines(x, *_ends(point.y), **bar)
+    axes.plot(
+        [x],
+        [y],
+        marker=seen.marker,
+        color=seen.colour,
+        markersize=MARK * 1.2,
+        markeredgecolor="white",
+        markeredgewidth=HAIR,
+        linestyle="none",
+        alpha=alpha,
+        zorder=3,
+    )
+
+
+def _bars(point: Point) -> list[Segment]:
+    """Return a point's intervals as lines."""
+    (left, right), (low, high) = _ends(point.x), _ends(point.y)
+    x, y = _number(point.x), _number(point.y)
+    return [((left, y), (right, y)), ((x, low), (x, high))]
+
+
+def _steps(best: Sequence[Point], x_better: Better) -> list[Segment]:
+    """Return the level and upright lines of the front."""
+    places = [(_number(point.x), _number(point.y)) for point in best]
+    found = []
+    for start, end in pairwise(places):
+        corner = (end[0], start[1]) if x_better == "lower" else (start[0], end[1])
+        found += [(start, corner), (corner, end)]
+    return found
+
+
+def _draw_front(axes: Axes, best: Sequence[Point], x_better: Better) -> None:
+    axes.step(
+        [_number(point.x) for point in best],
+        [_number(point.y) for point in best],
+        where="post" if x_better == "lower" else "pre",
+        color=PALE_INK,
+        linewidth=THIN,
+        zorder=1,
+        label="front",
+    )
+
+
+def _name_axes(
+    axes: Axes, labels: tuple[str, str], better: tuple[Better, Better]
+) -> None:
+    words = {"higher": "higher is better →", "lower": "← lower is better"}
+    axes.set_xlabel(f"{check_label(labels[0])}\n{words[better[0]]}")
+    axes.set_ylabel(f"{check_label(labels[1])}\n{words[better[1]]}")
+
+
+def _log_x(axes: Axes, numbers: Sequence[float]) -> None:
+    low, high = min(numbers), max(numbers)
+    beyond = max((high / low) ** _LOG_MARGIN, _LEAST_LOG_MARGIN)
+    axes.set_xscale("log")
+    axes.set_xlim(low / beyond, high * beyond)
+    log_axis(axes.xaxis, low / beyond, high * beyond)
+
+
+def _legend(figure: Figure, axes: Axes, groups: Sequence[str]) -> None:
+    handles: list[Any] = []
+    for number, group in enumerate(groups):
+        seen = look(number)
+        mark: dict[str, Any] = {
+            "marker": seen.marker,
+            "color": seen.colour,
+            "linestyle": "none",
+        }
+        handles += axes.plot([], [], label=group, **mark) if group else []
+    handles += [line for line in axes.lines if line.get_label() == "front"]
+    legend_above(figure, handles)
+
+
+def pareto(
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    x_better: Better,
+    y_better: Better,
+    *,
+    x_log: bool = False,
+) -> Figure:
+    """Draw points of two goals with their intervals, names and front.
+
+    Args:
+        points: Each with an interval in x, in y or in both; those that another beats
+            in both are pale.
+        x_label: With a unit in parentheses.
+        y_label: Likewise.
+        x_better: Which way is better.
+        y_better: Likewise.
+        x_log: Whether x is logarithmic.
+
+    Raises:
+        ValueError: a label without a unit, no points, a point without an interval, an
+            x that has no logarithm, another direction.
+    """
+    _check(points, x_log)
+    for better in (x_better, y_better):
+        check_better(better)
+    groups = list(dict.fromkeys(point.group for point in points))
+    with style():
+        figure = empty_figure(COLUMN_WIDTH, COLUMN_HEIGHT)
+        axes = figure.add_subplot()
+        best = front(points, x_better, y_better)
+        _draw_front(axes, best, x_better)
+        for point in points:
+            _draw(axes, point, groups.index(point.group), point in best)
+        if x_log:
+            _log_x(axes, [n for point in points for n in _ends(point.x)])
+        _name_axes(axes, (x_label, y_label), (x_better, y_better))
+        _legend(figure, axes, groups)
+        freeze(figure)
+        ink = [INK if point in best else PALE_INK for point in points]
+        places = [(_number(point.x), _number(point.y)) for point in points]
+        lines = [line for point in points for line in _bars(point)]
+        lines += _steps(best, x_better)
+        place_labels(axes, [point.name for point in points], places, lines, ink)
+        return figure
