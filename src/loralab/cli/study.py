@@ -1,0 +1,201 @@
+"""`loralab study`: a question answered by many runs, with intervals over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loralab.cli.options import RunsDir
+
+if TYPE_CHECKING:
+    from loralab.experiments.ledger import Entry
+    from loralab.experiments.study import Study
+
+app = typer.Typer(
+    help="A question, its arms, and what its runs say: plan, run, analyse, report.",
+    no_args_is_help=True,
+)
+
+StudyFile = Annotated[
+    str, typer.Argument(help="study.yaml, or the directory that `run` made.")
+]
+Size = Annotated[str, typer.Option(help="smoke (it runs) or evidence (it proves).")]
+PIECE = 3600
+"""Seconds that a study should not take in one go."""
+
+Workers = Annotated[int | None, typer.Option(help="Processes, sharing the cores.")]
+
+
+@app.command()
+def plan(
+    study: StudyFile, size: Size = "smoke", runs_dir: RunsDir = Path("runs")
+) -> None:
+    """Tell what the study takes and what difference it can see; train nothing."""
+    from loralab.cli import render
+    from loralab.experiments.ledger import check_budgets, ledger
+    from loralab.experiments.study import find_study
+
+    found = find_study(study, size, runs_dir)
+    console = render.console()
+    console.print(found.config.question, markup=False)
+    entries = ledger(found, tell=lambda what: console.print(f"{what} …", markup=False))
+    console.print(_ledger_table(found, entries))
+    console.print(_total(entries), markup=False)
+    console.print(_power_table(found))
+    check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
+
+
+def _ledger_table(study: Study, entries: list[Entry]) -> Any:
+    from rich.table import Table
+
+    from loralab.cli import render
+
+    table = Table(title=f"ledger, {study.size}", title_justify="left")
+    for name in ("data", "arm"):
+        table.add_column(name)
+    numbers = ("runs", "left", "steps", "tokens", "trained", "a run", "left, in all")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    for entry in entries:
+        mark = "" if entry.measured else "~"
+        once = mark + render.duration(entry.seconds or 0)
+        table.add_row(
+            entry.data,
+            entry.arm,
+            str(entry.runs),
+            str(entry.left),
+            *(f"{entry.budgets[n]:,.0f}" for n in ("steps", "tokens", "trainable")),
+            once,
+            mark + render.duration(entry.seconds_left),
+        )
+    return table
+
+
+def _total(entries: list[Entry]) -> str:
+    from loralab.cli import render
+
+    left = sum(entry.left for entry in entries)
+    tokens = sum(entry.left * entry.budgets["tokens"] for entry in entries)
+    text = f"{left} runs left, {tokens:,.0f} tokens"
+    if all(entry.seconds is not None for entry in entries):
+        seconds = sum(entry.seconds_left for entry in entries)
+        text += f", {render.duration(seconds)} one after the other"
+        if seconds > PIECE:
+            text += " (`study run --minutes 60` does it in pieces)"
+    if all(entry.disk is not None for entry in entries):
+        disk = sum(entry.runs * (entry.disk or 0) for entry in entries)
+        text += f", {render.size(disk)} on disk"
+    return text
+
+
+def _power_table(study: Study) -> Any:
+    from rich.table import Table
+
+    from loralab.experiments.noise import detectable
+
+    rows = detectable(study)
+    share = f"{100 * study.config.power:.0f} %"
+    table = Table(
+        title=f"smallest true difference of {study.config.metric} that is seen in "
+        f"{share} of studies like this",
+        title_justify="left",
+    )
+    for name in ("data", "seeds", "detectable", "of interest", "", "noise measured on"):
+        table.add_column(name)
+    for row in rows:
+        if row.detectable is None:
+            seen, word = "–", "unknown: run some of its seeds first, or name a pilot"
+        else:
+            enough = row.detectable <= row.of_interest
+            seen = f"{row.detectable:.4g}"
+            word = "enough" if enough else "TOO FEW SEEDS"
+        interest = f"{row.of_interest:.4g}"
+        table.add_row(row.data, str(row.seeds), seen, interest, word, row.source)
+    return table
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    size: Size = "smoke",
+    workers: Workers = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin no run after this long.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try failed runs again.")
+    ] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Train what is left of the study; goes on where it was stopped."""
+    from loralab.cli import render
+    from loralab.cli.progress import JobsProgress
+    from loralab.experiments.ledger import check_budgets, ledger
+    from loralab.experiments.study import find_study
+
+    found = find_study(study, size, runs_dir)
+    console = render.console()
+    entries = ledger(
+        found,
+        timed=False,
+        tell=lambda what: console.print(f"{what} …", markup=False),
+    )
+    check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
+    console.print(_total(entries), markup=False)
+    progress = JobsProgress(console)
+    try:
+        ended = found.run(
+            minutes=minutes, retry=retry, on_event=progress, workers=workers
+        )
+    finally:
+        progress.close()
+    failed = [cell for cell in found.cells() if cell.status == "failed"]
+    word = "all runs have ended" if ended else "runs are left: the same command goes on"
+    console.print(f"{word}; {len(failed)} failed", markup=False)
+    console.print(f"study {found.path}", markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def analyse(
+    study: StudyFile, size: Size = "smoke", runs_dir: RunsDir = Path("runs")
+) -> None:
+    """Say what the runs show; reads run directories and nothing else."""
+    from loralab.cli import render
+    from loralab.experiments.analyse import analyse as make_analysis
+    from loralab.experiments.report_tables import tables
+    from loralab.experiments.study import find_study
+
+    found = find_study(study, size, runs_dir)
+    analysis = make_analysis(found)
+    console = render.console()
+    for name, table in tables(analysis).items():
+        if name != "runs":
+            console.print(render.report_table(table))
+    broken = [c["name"] for c in analysis["controls"] if not c["held"]]
+    console.print(f"analysis {found.path / 'analysis.json'}", soft_wrap=True)
+    if broken:
+        console.print(f"CONTROLS THAT DID NOT HOLD: {', '.join(broken)}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    study: StudyFile,
+    size: Size = "smoke",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; default: beside the study.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Write the analysis, tables, figures and one self-contained HTML page."""
+    from loralab.cli import render
+    from loralab.experiments.report import write_report
+    from loralab.experiments.study import find_study
+
+    found = find_study(study, size, runs_dir)
+    page = write_report(found, out or found.path)
+    render.console().print(f"report {page}", markup=False, soft_wrap=True)

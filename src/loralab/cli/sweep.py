@@ -1,0 +1,127 @@
+"""`loralab sweep`: many runs of one experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loralab.cli.options import Experiment, RunsDir
+
+if TYPE_CHECKING:
+    from loralab.experiments.sweep import Sweep
+
+
+Points = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="key=value; a key with a,b,c or range(5) or interval(1e-5,1e-3) is "
+        "swept. `seed` is training.seed."
+    ),
+]
+Sampler = Annotated[str, typer.Option(help="grid, random, optuna: which are tried.")]
+Trials = Annotated[int | None, typer.Option(help="How many (random, optuna).")]
+Seed = Annotated[int | None, typer.Option(help="Of the points (random, optuna).")]
+Pruner = Annotated[str | None, typer.Option(help="none, median, hyperband (optuna).")]
+Metric = Annotated[str, typer.Option(help="Of validation rows: what is best.")]
+Workers = Annotated[int | None, typer.Option(help="Processes, sharing the cores.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try failed trials again.")]
+Cost = Annotated[bool, typer.Option(help="Measure first what a run will take.")]
+
+
+def sweep(
+    experiment: Experiment,
+    overrides: Points = None,
+    sampler: Sampler = "grid",
+    trials: Trials = None,
+    sampler_seed: Seed = None,
+    pruner: Pruner = None,
+    metric: Metric = "cross_entropy",
+    workers: Workers = None,
+    retry: Retry = False,
+    cost: Cost = True,
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Train an experiment at many points; each configuration once.
+
+    A sweep that was stopped goes on with the same command. A trial that fails is
+    written down, and the rest go on; the exit code is then 1.
+    """
+    from loralab.cli import render
+    from loralab.cli.progress import JobsProgress
+    from loralab.experiments.sweep import Sweep, SweepConfig
+
+    given = {"trials": trials, "seed": sampler_seed, "pruner": pruner}
+    params = {key: value for key, value in given.items() if value is not None}
+    config = SweepConfig(experiment, tuple(overrides or ()), sampler, params, metric)
+    console = render.console(stderr=json_output)
+    progress = JobsProgress(console)
+    made = Sweep(config, runs_dir, retry=retry, on_event=progress)
+    for line in _ahead(made, cost):
+        console.print(line, markup=False, soft_wrap=True)
+    try:
+        made.run(workers=workers)
+    finally:
+        progress.close()
+    if json_output:
+        typer.echo(json.dumps([asdict(trial) for trial in made.trials]))
+    else:
+        console.print(_table(made))
+        console.print(f"sweep {made.path}", markup=False, soft_wrap=True)
+    if any(trial.status == "failed" for trial in made.trials):
+        raise typer.Exit(1)
+
+
+def _ahead(sweep: Sweep, cost: bool) -> Iterator[str]:
+    """Say what is swept, and what it costs."""
+    swept = ", ".join(axis.key for axis in sweep.space.axes) or "nothing"
+    yield f"sweep {sweep.path}: {sweep.total} trials of {swept}"
+    left = sweep.total - sum(trial.status != "running" for trial in sweep.trials)
+    if cost and left:
+        yield _cost(sweep, left)
+
+
+def _cost(sweep: Sweep, left: int) -> str:
+    """Return what is left to do, at the rate of this machine."""
+    from loralab.cli import render
+    from loralab.training.plan import plan
+
+    found = plan(sweep.base)
+    if not found.memory.fits or found.rates is None:
+        return "one run does not fit into memory: see `loralab plan`"
+    seconds = found.rates.training + found.rates.evaluation
+    peak = render.size(found.memory.peak)
+    return (
+        f"about {render.duration(seconds)} a run ({found.counts['steps']} steps), "
+        f"{render.duration(seconds * left)} for {left} one after the other; "
+        f"{peak} at peak, each process"
+    )
+
+
+def _table(sweep: Sweep) -> Any:
+    from rich.table import Table
+
+    best = sweep.best()
+    title = f"{sweep.config.metric} on validation rows; test rows are for what you keep"
+    table = Table(title=title, title_justify="left")
+    for axis in sweep.space.axes:
+        table.add_column(axis.key)
+    for name in ("status", "validation", "time", "run"):
+        table.add_column(name, justify="right" if name == "validation" else "left")
+    for trial in sorted(sweep.trials, key=lambda t: (sweep.rank(t), t.number)):
+        values = [text.partition("=")[2] for text in trial.point]
+        took = trial.status == "complete" and not trial.seconds
+        shown = "–" if trial.objective is None else f"{trial.objective:.4f}"
+        table.add_row(
+            *values,
+            trial.status if trial is not best else "complete, best",
+            shown,
+            "found" if took else f"{trial.seconds:.0f} s",
+            trial.run or "–",
+        )
+    return table

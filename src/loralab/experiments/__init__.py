@@ -1,0 +1,1 @@
+"""Sweeps and studies: many runs from one question, and what they say."""

@@ -1,0 +1,174 @@
+"""The ledger of a study: what it will take, and the budgets that must be equal.
+
+    hours = Σ runs × (steps × tokens a step / rate measured here + evaluation)
+
+A run of the same data and arm that has ended tells its own seconds; before that, the
+rate of this machine is measured on the first arm and taken for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loralab.errors import EvidenceError
+from loralab.experiments.readings import BUDGETS, read_cell
+from loralab.experiments.study import Cell, Study
+from loralab.training.plan import Plan, plan
+from loralab.training.prepare import plan_of, prepare
+from loralab.training.timing import Rates
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one arm on one data set takes.
+
+    Attributes:
+        data: Name.
+        arm: Name.
+        runs: Of tuning and final.
+        left: Of those, not ended yet.
+        seconds: Of one run, training and evaluation; None if it was not measured.
+        measured: Whether `seconds` is what a run took, not what is predicted.
+        budgets: Trained parameters, tokens, steps and examples of a run, counted on
+            the built model.
+        disk: Bytes of a run's adapter and checkpoints; None if it was not planned.
+    """
+
+    data: str
+    arm: str
+    runs: int
+    left: int
+    seconds: float | None
+    measured: bool
+    budgets: dict[str, float]
+    disk: int | None
+
+    @property
+    def seconds_left(self) -> float:
+        """Of all its runs that have not ended, one after the other."""
+        return self.left * (self.seconds or 0.0)
+
+
+def _cells(study: Study, data: str, arm: str) -> list[Cell]:
+    """Return the cells of an arm; final ones at any point while it is not chosen."""
+    tuning = [c for c in study.tuning_cells() if (c.data, c.arm) == (data, arm)]
+    _, offset = study.config.everything[arm]
+    points = study.points()
+    middle = points[len(points) // 2]
+    return [
+        *tuning,
+        *(
+            Cell(data, arm, offset + seed, "final", middle)
+            for seed in range(study.seeds(data))
+        ),
+    ]
+
+
+def _ended(study: Study, data: str, arm: str) -> list[Cell]:
+    return [
+        cell
+        for cell in study.cells()
+        if (cell.data, cell.arm) == (data, arm) and cell.status != "waiting"
+    ]
+
+
+def _measured_seconds(study: Study, ended: Sequence[Cell]) -> float | None:
+    done = [cell for cell in ended if cell.status == "complete"]
+    if not done:
+        return None
+    reading = read_cell(study, done[-1])
+    return reading.seconds + float(reading.record["evaluation_seconds"])
+
+
+def ledger(
+    study: Study, *, timed: bool = True, tell: Tell = lambda _: None
+) -> list[Entry]:
+    """Return what every arm on every data set takes.
+
+    Args:
+        study: The study.
+        timed: Whether memory is rehearsed and the rate of this machine measured (up
+            to a minute a data set); without, only what is counted is told.
+        tell: Told what is being done.
+
+    Raises:
+        LoralabError: an experiment is wrong, or a run does not fit into memory.
+    """
+    found: list[Entry] = []
+    for data in study.config.choices:
+        rates: Rates | None = None  # of this machine, measured once a data set
+        for arm in study.config.everything:
+            tell(f"planning {arm} on {data}")
+            cells, ended = _cells(study, data, arm), _ended(study, data, arm)
+            seconds = _measured_seconds(study, ended)
+            config = study.compose(cells[-1])
+            disk: int | None = None
+            if timed:
+                planned = plan(config, timed=seconds is None and rates is None)
+                _refuse_if_too_large(planned, data, arm)
+                counts, rates = planned.counts, planned.rates or rates
+                disk = planned.adapter_bytes + planned.checkpoint_bytes
+            else:
+                counts = plan_of(prepare(config, weights=False))
+            found.append(
+                Entry(
+                    data,
+                    arm,
+                    len(cells),
+                    len(cells) - len(ended),
+                    seconds or _predicted_seconds(counts, rates),
+                    seconds is not None,
+                    {name: float(counts[name]) for name in BUDGETS},
+                    disk,
+                )
+            )
+    return found
+
+
+def _refuse_if_too_large(planned: Plan, data: str, arm: str) -> None:
+    if not planned.memory.fits:
+        raise EvidenceError(
+            f"a run of {arm} on {data} does not fit into memory",
+            fix="see `loralab plan` for what would",
+        )
+
+
+def _predicted_seconds(counts: Mapping[str, Any], rates: Rates | None) -> float | None:
+    if rates is None:
+        return None
+    return float(counts["tokens"] / rates.tokens_per_second + rates.evaluation)
+
+
+def check_budgets(
+    study: Study, spent: Mapping[tuple[str, str], Mapping[str, float]]
+) -> None:
+    """Refuse arms that do not spend the same.
+
+    Args:
+        study: Says which budgets must be equal, and within what.
+        spent: (data, arm) -> budget -> what a run spends.
+
+    Raises:
+        EvidenceError: they do not; every arm is named with what it spends.
+    """
+    for data in study.config.choices:
+        for name in study.config.budgets:
+            values = {arm: v[name] for (of, arm), v in spent.items() if of == data}
+            if not values:
+                continue
+            low, high = min(values.values()), max(values.values())
+            if high - low > study.config.tolerance * high:
+                listed = ", ".join(f"{arm} {v:,.0f}" for arm, v in values.items())
+                share = 100 * study.config.tolerance
+                raise EvidenceError(
+                    f"the arms do not spend the same {name} on {data}: {listed}",
+                    where=study.config.name,
+                    why=f"a difference of arms that differ by more than {share:g} % in "
+                    "a budget may be the budget's",
+                    fix=f"make them equal, or leave {name!r} out of `budgets` and say "
+                    "so in the question",
+                )

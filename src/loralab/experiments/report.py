@@ -1,0 +1,131 @@
+"""`report`: an analysis as tables, figures and one page. Every number is read from it.
+
+analysis.json             all numbers, each run among them
+tables/<name>.md .tex .csv .html
+figures/<name>.pdf .svg .png
+report.html               everything, in one file that needs no network
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loralab import __version__
+from loralab.experiments.analyse import analyse
+from loralab.experiments.report_figures import figures
+from loralab.experiments.report_tables import Analysis, tables
+from loralab.experiments.study import Study
+from loralab.reporting.tables import write_table
+from loralab.runs.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from loralab.reporting.page import Part
+
+CAPTIONS = {
+    "differences": "Paired differences with their intervals; in grey, what is too "
+    "small to matter.",
+    "seeds": "Every run as a dot, less the mean of its group; below, the mean with its "
+    "interval over seeds.",
+    "map": "Differences by data set and arm.",
+    "pareto": "Quality against trained parameters.",
+}
+
+
+def _caption(name: str) -> str:
+    if name in CAPTIONS:
+        return CAPTIONS[name]
+    data = name.removeprefix("curves-")
+    return f"{data}: cross-entropy on validation rows; mean and interval over seeds."
+
+
+def write_report(study: Study, folder: Path) -> Path:
+    """Analyse a study, and write numbers, tables, figures and the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        LoralabError: as `analyse`.
+    """
+    from loralab.reporting.figures.files import save
+
+    analysis = analyse(study)
+    write_json(folder / "analysis.json", analysis)
+    for name, table in tables(analysis).items():
+        write_table(table, folder / "tables", name)
+    drawn = figures(analysis)
+    for name, figure in drawn.items():
+        save(figure, folder / "figures", name)
+    write_text(folder / "report.html", html(analysis, drawn))
+    return folder / "report.html"
+
+
+def html(analysis: Analysis, drawn: dict[str, Figure]) -> str:
+    """Return the page of an analysis."""
+    from loralab.reporting.page import page
+
+    commits = sorted({str(one["commit"]) for one in analysis["runs"]})
+    by = (
+        f"loralab {__version__}, from {len(analysis['runs'])} runs of commit "
+        f"{', '.join(commits)}"
+    )
+    return page(analysis["study"]["name"], _page_parts(analysis, drawn), by)
+
+
+def _page_parts(analysis: Analysis, drawn: dict[str, Figure]) -> list[Part]:
+    from loralab.reporting.page import Details, FigurePart, Heading, TablePart, Text
+
+    made = tables(analysis)
+    parts: list[Part] = [Text(analysis["study"]["question"])]
+    parts += _callouts(analysis)
+    parts.append(Heading("What the runs show"))
+    shown = [
+        FigurePart(drawn[name], _caption(name), f"{_caption(name)} See the tables.")
+        for name in drawn
+        if name in CAPTIONS
+    ]
+    order = ("comparisons", "controls", "noise", "floor", "arms")
+    first = [name for name in order if name in made]
+    parts += [TablePart(made[name]) for name in first]
+    parts += shown
+    curves = [name for name in drawn if name not in CAPTIONS]
+    if curves:
+        parts.append(Heading("Learning curves"))
+        parts += [FigurePart(drawn[n], _caption(n), _caption(n)) for n in curves]
+    rest: Sequence[str] = [name for name in made if name not in first]
+    parts.append(Heading("Every run, and how it was made"))
+    parts += [Details(made[name].title, [TablePart(made[name])]) for name in rest]
+    parts.append(Details("The study as it was asked", [Text(_asked(analysis))]))
+    return parts
+
+
+def _callouts(analysis: Analysis) -> list[Part]:
+    """Return what must not be overlooked."""
+    from loralab.reporting.page import Callout
+
+    found: list[Part] = []
+    if analysis["size"] == "smoke":
+        found.append(Callout("warning", "A smoke study: it shows that it runs."))
+    broken = [one["name"] for one in analysis["controls"] if not one["held"]]
+    if broken:
+        text = f"Controls that did not hold: {', '.join(broken)}."
+        found.append(Callout("bad", text))
+    left = analysis["waiting"], len(analysis["failed"])
+    if any(left):
+        text = f"{left[0]} runs have not ended, {left[1]} have failed."
+        found.append(Callout("warning", text))
+    if analysis["study"]["tuning"] is None and len(analysis["study"]["arms"]) > 1:
+        text = "The arms were not tuned: all share the experiment's settings."
+        found.append(Callout("note", text))
+    return found
+
+
+def _asked(analysis: Analysis) -> str:
+    import yaml
+
+    text = yaml.safe_dump(analysis["study"], sort_keys=False, width=80)
+    return "\n\n".join(f"`{line}`" for line in text.splitlines() if line.strip())

@@ -1,0 +1,325 @@
+"""`sweep`: many runs of one experiment, each once, through kills and failures.
+
+    runs/<name>-sweep-<hash>/
+      sweep.json         what was asked, and what became of every trial
+      worker-1.log …     what libraries printed
+
+The runs stand beside it as every run does, under the hash of their configuration: a run
+that is there already is found, one that was killed is resumed. The same command finds
+its sweep again and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from loralab import registry
+from loralab.config import ExperimentConfig, compose
+from loralab.errors import ConfigError, RunError
+from loralab.experiments.jobs import Job, Outcome
+from loralab.experiments.objective import better, check_objective, measured, objective
+from loralab.experiments.space import Point, read_space
+from loralab.runs import Run
+from loralab.runs.files import write_json
+from loralab.runs.run import held
+
+FORMAT_VERSION = 1
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a sweep, and what became of it.
+
+    Attributes:
+        number: From 0, in the order they were asked for.
+        point: Its overrides.
+        run: The name of its run; empty if its configuration is refused.
+        status: ``running`` (or stopped in the midst), ``complete``, ``failed``,
+            ``pruned``.
+        objective: The metric on validation rows; None without.
+        error: Why it failed or was pruned.
+        seconds: Wall-clock, in this sweep; 0 where the run was there before.
+    """
+
+    number: int
+    point: Point
+    run: str
+    status: str
+    objective: float | None = None
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep is asked for.
+
+    Attributes:
+        experiment: A preset or the path of a YAML file.
+        overrides: As on the command line; some of them sweep.
+        sampler: ``grid``, ``random`` or ``optuna``.
+        params: Of the sampler.
+        metric: What trials are judged by, on validation rows.
+    """
+
+    experiment: str
+    overrides: tuple[str, ...]
+    sampler: str = "grid"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "cross_entropy"
+
+
+def named(kind: str, name: str, params: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a registered thing and its checked params.
+
+    Raises:
+        ConfigError: no such name, or params that it does not have.
+    """
+    entry = registry.get(kind, name)
+    try:
+        return entry.target, entry.schema.model_validate(dict(params))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(entry.schema.model_fields) or "none"
+        raise ConfigError(
+            f"{kind} {name}: {key}={first['input']!r}: {first['msg']}",
+            fix=f"its keys are: {known}",
+        ) from None
+
+
+class Sweep:
+    """The trials of a sweep: handed out one by one, and written down.
+
+    Args:
+        config: What is asked.
+        runs_dir: Where runs and the sweep stand.
+        retry: Whether trials that failed are tried again.
+        on_event: Told of every trial's events, with `trial` in each.
+
+    Raises:
+        ConfigError: the experiment, a key or a value is wrong; for a grid, of any
+            point, before anything is trained.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        runs_dir: str | Path = "runs",
+        *,
+        retry: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self.config = config
+        self.runs_dir = Path(runs_dir)
+        self.space = read_space(config.overrides)
+        self._tell = on_event or (lambda _: None)
+        make, self._params = named("sampler", config.sampler, config.params)
+        self._sampler = make(self._params, self.space)
+        self._composed: dict[Point, ExperimentConfig] = {}
+        self.points = getattr(self._sampler, "points", None)
+        """All points, where the sampler knows them before the start."""
+        for point in self.points or ():
+            self._compose(point)
+        self.base = self._compose(self.points[0] if self.points else self._corner())
+        check_objective(self.base, config.metric)
+        self.path = self.runs_dir / f"{self.base.name}-sweep-{self._hash()}"
+        self._sign = 1.0 if better(config.metric) == "lower" else -1.0
+        self.trials = self._read()
+        self._again = self._resume(retry)
+
+    def _compose(self, point: Point) -> ExperimentConfig:
+        if point not in self._composed:
+            overrides = [*self.space.fixed, *point]
+            self._composed[point] = compose(self.config.experiment, overrides)
+        return self._composed[point]
+
+    def _corner(self) -> Point:
+        """Return a point of the space, any."""
+        return tuple(
+            axis.at(axis.values[0] if axis.listed else axis.number(axis.low))
+            for axis in self.space.axes
+        )
+
+    def _hash(self) -> str:
+        content = {"base": self.base.hash, **asdict(self.config)}
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def total(self) -> int:
+        """How many trials there will be (at most, where the sampler decides)."""
+        return len(self.points) if self.points else int(self._params.trials)
+
+    def _read(self) -> list[Trial]:
+        file = self.path / "sweep.json"
+        if not file.is_file():
+            return []
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return [
+                Trial(**{**trial, "point": tuple(trial["point"])})
+                for trial in content["trials"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                "the record of this sweep cannot be read",
+                where=str(file),
+                why=str(error),
+                fix="move the directory away; runs beside it are found again",
+            ) from None
+
+    def _resume(self, retry: bool) -> list[Trial]:
+        """Tell the sampler of earlier trials; return those to be tried again."""
+        again = []
+        for trial in self.trials:
+            unfinished = trial.status == "running"
+            if unfinished or (retry and trial.status in ("failed", "pruned")):
+                again.append(trial)
+            value = None if trial.objective is None else self._sign * trial.objective
+            self._sampler.replay(trial.point, value)
+        return again[::-1]
+
+    def _write(self) -> None:
+        content = {
+            "format": FORMAT_VERSION,
+            "kind": "sweep",
+            **asdict(self.config),
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+        write_json(self.path / "sweep.json", content)
+
+    def _set(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        self._write()
+        value = "" if trial.objective is None else f"validation {trial.objective:.4f}"
+        self._tell(
+            {
+                "event": "job",
+                "number": trial.number,
+                "label": " ".join(trial.point) or "the experiment",
+                "status": trial.status,
+                "note": trial.error or value,
+                "seconds": trial.seconds,
+            }
+        )
+
+    def next(self) -> Job | None:
+        """Return the next trial's run, or None: there are no more."""
+        while (trial := self._next_trial()) is not None:
+            try:
+                config = self._compose(trial.point)
+                self._check_new(trial, config.run_id)
+            except ConfigError as error:  # a value that a sampler drew
+                self._set(replace(trial, status="failed", error=str(error)))
+                self._told(trial, None)
+                continue
+            self._set(replace(trial, run=config.run_id))
+            return Job(trial.number, config)
+        return None
+
+    def _next_trial(self) -> Trial | None:
+        if self._again:
+            return replace(self._again.pop(), status="running", error="")
+        point = self._sampler.ask()
+        if point is None:
+            return None
+        trial = Trial(len(self.trials), point, "", "running")
+        self.trials.append(trial)
+        return trial
+
+    def _check_new(self, trial: Trial, run: str) -> None:
+        for other in self.trials:
+            if other.run == run and other.number != trial.number:
+                raise ConfigError(f"the same configuration as trial {other.number}")
+
+    def _told(self, trial: Trial, value: float | None) -> None:
+        loss = None if value is None else self._sign * value
+        self._sampler.tell(trial.point, loss)
+
+    def event(self, job: Job, event: dict[str, Any]) -> bool:
+        """Pass an event on; return whether the sampler stops the trial."""
+        self._tell({**event, "number": job.number})
+        value = measured(event, self.config.metric)
+        if event["event"] != "validation" or value is None:
+            return False
+        point = self.trials[job.number].point
+        return bool(self._sampler.judge(point, event["step"], self._sign * value))
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """Write down how a trial ended."""
+        value = None
+        if outcome.status == "complete":
+            run = Run(self.runs_dir / job.config.run_id)
+            value = objective(run, self.config.metric)
+        trial = replace(
+            self.trials[job.number],
+            status=outcome.status,
+            objective=value,
+            error=outcome.error,
+            seconds=0.0 if outcome.found else round(outcome.seconds, 1),
+        )
+        self._set(trial)
+        self._told(trial, value)
+
+    def run(self, executor: str = "local", **params: Any) -> list[Trial]:
+        """Train what is left; return all trials.
+
+        Raises:
+            RunError: another process works at this sweep, or workers do not start.
+        """
+        work, checked = named("executor", executor, params)
+        with held(self.path):
+            self._write()
+            ended = sum(trial.status != "running" for trial in self.trials)
+            left = self.total - ended + len(self._again)
+            self._tell({"event": "stage", "total": self.total, "left": left})
+            work(checked, self, self.runs_dir, self.path)
+        return self.trials
+
+    def rank(self, trial: Trial) -> float:
+        """Return a number that is lower for a better trial; infinite without."""
+        if trial.objective is None:
+            return float("inf")
+        return self._sign * trial.objective
+
+    def best(self) -> Trial | None:
+        """Return the complete trial whose objective is best, or None."""
+        done = [trial for trial in self.trials if trial.objective is not None]
+        return min(done, key=self.rank, default=None)
+
+
+def sweep(
+    experiment: str,
+    overrides: Sequence[str],
+    runs_dir: str | Path = "runs",
+    *,
+    sampler: str = "grid",
+    metric: str = "cross_entropy",
+    workers: int | None = None,
+    on_event: OnEvent | None = None,
+    **params: Any,
+) -> list[Trial]:
+    """Train an experiment at many points; see `Sweep`.
+
+    Args:
+        experiment: A preset or the path of a YAML file.
+        overrides: ``key=value``; with commas, ``range()``, ``choice()``,
+            ``interval()`` or ``glob()`` the key is swept.
+        runs_dir: Where runs stand.
+        sampler: ``grid``, ``random``, ``optuna`` or one of another package.
+        metric: What trials are judged by, on validation rows.
+        workers: Processes.
+        on_event: Told of what happens.
+        **params: Of the sampler.
+    """
+    config = SweepConfig(experiment, tuple(overrides), sampler, params, metric)
+    return Sweep(config, runs_dir, on_event=on_event).run(workers=workers)
