@@ -47,11 +47,15 @@ demo: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/plan.py
 
 lock: setup
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --no-emit-index-url \
 	    --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header \
 	    --annotation-style line --output-file requirements.lock pyproject.toml
+	sed -i -e 's/^\(torch==[0-9.]*\)+cpu/\1/' \
+	    -e '1i # The set that the tests ran on (Python 3.11, CPU).' requirements.lock
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \

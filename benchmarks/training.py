@@ -30,11 +30,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from loralab.config import ExperimentConfig, compose
 from loralab.data.batching import units
 from loralab.data.examples import IGNORE, Examples
-from loralab.evaluation.intervals import ratio_intervals
-from loralab.evaluation.predict import Predictions, predict
+from loralab.evaluation.intervals import score_intervals
+from loralab.evaluation.scores import ratio_of
+from loralab.inference.predict import Predictions, predict
 from loralab.models.quiet import quiet_libraries
 from loralab.runs.environment import environment
-from loralab.training.train import Prepared, prepare
+from loralab.training.prepare import Prepared, prepare
 from loralab.training.trainer import PEFTTrainer
 
 LENGTH = 256
@@ -104,9 +105,9 @@ def pad(examples: Examples, batch: list[int], width: int, pad_id: int) -> Any:
         size = len(examples.input_ids[i])
         ids[b, :size] = torch.tensor(examples.input_ids[i])
         mask[b, :size] = 1
-        if examples.token_level:
+        if examples.supervision == "next-token":
             labels[b, :size] = torch.tensor(examples.labels[i])
-    if not examples.token_level:
+    if examples.supervision == "example":
         labels = torch.tensor([examples.labels[i] for i in batch])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
@@ -201,9 +202,11 @@ def run_case(name: str) -> dict[str, Any]:
     print(f"\n{name}: {case.rows} rows", flush=True)
     for arm in ("loralab", "loralab, seed 1", "max_length", "dynamic"):
         found[arm], said[arm] = measure(case, arm, steps)
-        gap = ratio_intervals(
-            (said[arm].nll, said["loralab"].nll), said[arm].labels, 0.95, 2000, 0
-        )[-1]
+        both = [
+            {"cross_entropy": ratio_of(said[one].nll, said[one].labels)}
+            for one in (arm, "loralab")
+        ]
+        gap = score_intervals(both, 0.95, 2000, 0)["cross_entropy"][-1]
         found[arm]["cross_entropy_minus_loralab"] = gap.as_dict()
         ours = found["loralab"]["labels_per_second"]
         found[arm]["loralab_is_faster_by"] = round(

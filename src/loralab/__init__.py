@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
 
+# On a CPU torch and oneDNN keep 1,024 compiled kernels each, one a shape, with their
+# buffers. Batches of many shapes filled 0.6 GB with them; 128 are as fast.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
 _HOME = {
+    "COMMON_DATASETS": "loralab.data.common",
     "ConfigError": "loralab.errors",
     "DataConfig": "loralab.config",
     "DataPreprocessor": "loralab.data.examples",
@@ -16,20 +23,25 @@ _HOME = {
     "ExperimentConfig": "loralab.config",
     "InferencePipeline": "loralab.inference.pipeline",
     "LoralabError": "loralab.errors",
+    "MetricsCalculator": "loralab.evaluation.calculator",
     "ModelConfig": "loralab.config",
     "PEFTConfig": "loralab.config",
     "PEFTTrainer": "loralab.training.trainer",
     "Run": "loralab.runs",
     "TrainingConfig": "loralab.config",
+    "WandBCallback": "loralab.training.callbacks._trackers",
     "attach": "loralab.adapters.attach",
     "compare": "loralab.evaluation.compare",
     "compose": "loralab.config",
+    "diagnose": "loralab.evaluation.diagnose",
     "evaluate": "loralab.evaluation.evaluate",
     "find_run": "loralab.runs",
+    "get_metrics_calculator": "loralab.evaluation.calculator",
     "get_preprocessor": "loralab.data.examples",
     "list_runs": "loralab.runs",
     "load_base": "loralab.models.base",
     "load_rows": "loralab.data.rows",
+    "plan": "loralab.training.plan",
     "train": "loralab.training.train",
 }
 

@@ -30,6 +30,9 @@ PACKAGES = {
     "data source": "loralab.data.sources",
     "PEFT method": "loralab.adapters.methods",
     "metric": "loralab.evaluation.metrics",
+    "callback": "loralab.training.callbacks",
+    "sampler": "loralab.experiments.samplers",
+    "executor": "loralab.experiments.executors",
 }
 
 T = TypeVar("T")
@@ -54,23 +57,34 @@ class Params(Strict):
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered thing: the object, and the schema of its params."""
+    """A registered thing: the object, the schema of its params, and its facts."""
 
     name: str
     target: Any
     schema: type[Params]
+    facts: dict[str, Any]
 
 
 _entries: dict[tuple[str, str], Entry] = {}
 
 
-def register(kind: str, name: str, schema: type[Params] = Params) -> Callable[[T], T]:
-    """Register the decorated function or class as the `kind` called `name`."""
+def register(
+    kind: str, name: str, schema: type[Params] = Params, **facts: Any
+) -> Callable[[T], T]:
+    """Register the decorated function or class as the `kind` called `name`.
+
+    Args:
+        kind: A key of `PACKAGES`.
+        name: What a configuration calls it.
+        schema: Of its `params`.
+        facts: What others must know of it before it is used, such as a metric's
+            ``answers="text"``.
+    """
     if kind not in PACKAGES:
         raise ConfigError(f"no such kind: {kind!r}", fix=nearest(kind, PACKAGES))
 
     def keep(target: T) -> T:
-        _entries[kind, name] = Entry(name, target, schema)
+        _entries[kind, name] = Entry(name, target, schema, facts)
         return target
 
     return keep

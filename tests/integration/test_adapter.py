@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from loralab import InferencePipeline
 from loralab.data.tasks.causal_lm import encode_messages
+from loralab.inference.generate import encode
 from loralab.inference.load import load_adapter
 from loralab.models.embedded import embedded_folder
 
@@ -73,9 +74,9 @@ def test_batches_answer_in_order_like_single_texts(minilm_run):
     pipeline = InferencePipeline.from_run(minilm_run, batch_size=4)
     texts = ["Who ?", "How many miles is it from here to the Moon and back again ?"]
     texts = [*texts, "Where is it ?", "What is an atom ?", "Why ?"] * 2
-    together = pipeline.classify(texts)
+    together = pipeline(texts)
     for text, answer in zip(texts, together, strict=True):
-        (alone,) = pipeline.classify([text])
+        (alone,) = pipeline([text])
         assert alone["label"] == answer["label"]
         for label, probability in alone["probabilities"].items():
             assert answer["probabilities"][label] == pytest.approx(
@@ -98,7 +99,8 @@ def test_inference_prompts_are_the_prefix_of_training(smollm2_run):
     asked = [{"role": "user", "content": "What is AI?"}]
     answered = [*asked, {"role": "assistant", "content": "A field of study."}]
     ids, labels = encode_messages(answered, processor, {})
-    prompt = pipeline._encode([pipeline.prompt("What is AI?")])["input_ids"][0].tolist()
+    encoded = encode(pipeline._adapter, [pipeline.prompt("What is AI?")])
+    prompt = encoded["input_ids"][0].tolist()
     assert ids[: len(prompt)] == prompt
     assert set(labels[: len(prompt)]) == {-100}
     assert labels[len(prompt)] == ids[len(prompt)]

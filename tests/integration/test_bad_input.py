@@ -159,7 +159,8 @@ def pickle_only(here):
 
 
 def remote_code(here):
-    edit_config(copy_minilm(here / "m"), auto_map={"AutoModel": "code.Model"})
+    auto_map = {"AutoModel": "code.Model"}
+    edit_config(copy_minilm(here / "m"), model_type="ours", auto_map=auto_map)
 
 
 def unknown_architecture(here):

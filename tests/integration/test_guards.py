@@ -23,9 +23,9 @@ from loralab.inference.load import load_adapter
 from loralab.models.architecture import match_targets
 from loralab.models.base import load_base, load_processor
 from loralab.runs import Run
-from loralab.training.callbacks import MovementGuard
-from loralab.training.train import prepare
+from loralab.training.prepare import prepare
 from loralab.training.trainer import PEFTTrainer
+from loralab.training.watch import MovementGuard
 from tests.conftest import CLASSIFY, GENERATE
 
 TURNS = [
@@ -115,7 +115,7 @@ def test_a_new_head_that_is_frozen_is_refused(frozen):
     base = load_base(config.model, "sequence-classification", ["a", "b"])
     assert base.new_modules == ("classifier",)
     targets = PEFTConfig(params={"target_modules": ["query"]})
-    model = attach(base, targets, "sequence-classification").model
+    model = attach(base, targets).model
     queries = [name for name in base.facts.linear if name.endswith("query")]
     check_adapted(model, {"query": queries}, base.new_modules)
     for name, parameter in model.named_parameters():
@@ -128,7 +128,7 @@ def test_a_new_head_that_is_frozen_is_refused(frozen):
 def test_an_adapter_on_other_modules_than_configured_is_refused():
     config = compose("trec-6", CLASSIFY)
     base = load_base(config.model, "sequence-classification", ["a", "b"])
-    made = attach(base, PEFTConfig(), "sequence-classification")
+    made = attach(base, PEFTConfig())
     with pytest.raises(AdapterError, match="adapted 37 modules where 1"):
         check_adapted(made.model, {"x": ["bert.pooler.dense"]}, ())
 

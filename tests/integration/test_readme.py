@@ -39,7 +39,9 @@ def test_commands_and_python(workplace):
     for command in listed:
         words = shlex.split(command, comments=True)[1:]
         outcome = loralab(*words, *(SMALL if words[0] == "train" else []))
-        assert outcome.code == 0, f"{command}\n{outcome.out}\n{outcome.err}"
+        # four steps need not beat the base, and doctor then says so with 1
+        allowed = (0, 1) if words[0] == "doctor" else (0,)
+        assert outcome.code in allowed, f"{command}\n{outcome.out}\n{outcome.err}"
     code = blocks("python")[0].replace('["training.seed=1"]', repr(SMALL))
     names = {}
     exec(code, names)

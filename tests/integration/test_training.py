@@ -10,11 +10,11 @@ from transformers import TrainerCallback
 from loralab import compose, train
 from loralab.data.batching import collate, units
 from loralab.errors import ModelError
-from loralab.evaluation.predict import predict
+from loralab.inference.predict import predict
 from loralab.models.base import load_base
 from loralab.models.forward import supervised_logits
 from loralab.models.packing import check_packing
-from loralab.training.train import prepare
+from loralab.training.prepare import prepare
 from loralab.training.trainer import PEFTTrainer
 from tests.conftest import CLASSIFY, GENERATE
 
@@ -168,13 +168,14 @@ def test_output_layer_sees_labels_only(smollm2_run):
     sizes = []
     layer = prepared.base.model.get_output_embeddings()
     hook = layer.register_forward_hook(lambda m, a, out: sizes.append(out.shape))
-    logits, labels, _ = supervised_logits(prepared.attached.model, batch, base.numerics)
+    logits, labels, _ = supervised_logits(prepared.attached.model, batch, base)
     hook.remove()
-    wanted = int((batch["labels"] != -100).sum())
+    wanted = len(batch["labels"])
     assert sizes == [(1, wanted, base.facts.vocabulary)]
     with torch.no_grad():
         inputs = {k: batch[k] for k in ("input_ids", "position_ids")}
-        full = prepared.attached.model(**inputs).logits[batch["labels"] != -100]
+        every = prepared.attached.model(**inputs).logits.flatten(0, 1)
+        full = every[batch["places"]]
     torch.testing.assert_close(logits, full, atol=1e-3, rtol=1e-4)
     assert len(labels) == wanted
 

@@ -30,7 +30,7 @@ def compare(
     console.print(_table(found["records"], split))
     for pair in found["paired"]:
         gap = render.interval(pair, sign=True)
-        says = render.verdict(pair["metric"], pair)
+        says = render.verdict(pair["better"], pair)
         console.print(
             f"{pair['second']} − {pair['first']}, same rows: {pair['metric']} {gap} "
             f"({says})",
@@ -71,7 +71,7 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
         "  base": render.interval(values.get("base")),
         "  adapter": render.interval(values["adapter"]),
         "  difference": render.interval(gap, sign=True),
-        "  verdict": render.verdict(metric, gap) if gap else "–",
+        "  verdict": render.verdict(record["better"], gap) if gap else "–",
         "trained parameters": f"{record['trainable']:,}",
         "adapter size": render.size(record["adapter_bytes"]),
         "training time": _time(record),

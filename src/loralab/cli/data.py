@@ -85,7 +85,7 @@ def _sizes(encoded: dict[str, Any], listed: dict[str, Any]) -> Any:
     for name, examples in encoded.items():
         at = np.percentile(examples.lengths, [50, 95, 100]).round().astype(int)
         notes = [f"{v:,} {k.replace('_', ' ')}" for k, v in examples.notes.items() if v]
-        if examples.token_level:
+        if examples.supervision != "example":
             share = 100 * examples.supervised / examples.tokens
             notes.insert(0, f"{share:.1f} % of tokens supervised")
         count, size = len(listed[name]), len(examples)
@@ -118,11 +118,29 @@ def _sample(examples: Any, i: int, processor: Any, row: Any) -> Any:
 
     from loralab.data.examples import IGNORE
 
-    ids = examples.input_ids[i]
-    if not examples.token_level:
+    ids, labels = examples.input_ids[i], examples.labels[i]
+    if examples.supervision == "example":
         return Text.assemble(processor.decode(ids), (f"  ⟦{row['label']}⟧", "green"))
+    if examples.supervision == "sequence":
+        target = processor.decode(labels)
+        return Text.assemble(processor.decode(ids), (f"  ⟦{target}⟧", "green"))
+    if examples.supervision == "span":
+        first, last = labels
+        return _marked(ids, [first <= t <= last for t in range(len(ids))], processor)
+    if examples.supervision == "token":
+        pairs = zip(row["tokens"], row["tags"], strict=True)
+        return Text(" ").join(
+            Text(word) if tag == "O" else Text(f"⟦{word} {tag}⟧", "green")
+            for word, tag in pairs
+        )
+    return _marked(ids, [label != IGNORE for label in labels], processor)
+
+
+def _marked(ids: Any, supervised: list[bool], processor: Any) -> Any:
+    """Return decoded tokens; runs that are supervised stand between ⟦ and ⟧."""
+    from rich.text import Text
+
     text, start = Text(), 0
-    supervised = [label != IGNORE for label in examples.labels[i]]
     for end in range(1, len(ids) + 1):
         if end < len(ids) and supervised[end] == supervised[start]:
             continue

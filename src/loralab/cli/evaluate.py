@@ -30,8 +30,7 @@ def evaluate(
     finally:
         progress.close()
     console = render.console()
-    console.print(render.metrics_table(result))
-    if "per_class" in result:
-        console.print(render.per_class_table(result))
+    for part in render.evaluation_parts(result):
+        console.print(part)
     written = found.path / "eval" / f"{split}.json"
     console.print(f"written: {written}", markup=False, soft_wrap=True)

@@ -16,82 +16,177 @@ if TYPE_CHECKING:
     from loralab.inference.pipeline import InferencePipeline
 
 
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(help="Texts (or questions); or lines on standard input."),
+]
+TextsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", help="One text a line; or .jsonl: one object of columns a line."
+    ),
+]
+Context = Annotated[
+    str | None, typer.Option(help="What questions are asked of: a text.")
+]
+ContextFile = Annotated[
+    Path | None, typer.Option(help="What questions are asked of: a text file.")
+]
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(help="Write features to this .npy (task feature-extraction)."),
+]
+
+
 def infer(
     run: Annotated[str, typer.Argument(help="A run's path, id or name.")],
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; or lines on standard input.")
-    ] = None,
-    file: Annotated[Path | None, typer.Option(help="One text a line.")] = None,
+    texts: Texts = None,
+    file: TextsFile = None,
+    context: Context = None,
+    context_file: ContextFile = None,
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Show the base's answer too.")
     ] = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="One JSON object a line.")
     ] = False,
+    embeddings: Embeddings = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Classify texts, or answer prompts, with a run's adapter."""
+    """Answer texts with a run's adapter: classify, tag, find, or write."""
+    from loralab.cli.progress import RowsProgress
     from loralab.inference.pipeline import InferencePipeline
 
-    inputs = _inputs(texts, file)
+    inputs = _inputs(texts, file, _context(context, context_file))
     pipeline = InferencePipeline.from_run(run, runs_dir=runs_dir, batch_size=batch_size)
-    options: dict[str, Any] = {}
-    if pipeline.task.head == "causal-lm":
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    one = len(inputs) == 1 and not json_lines and not with_base
-    if one and options:
-        for piece in pipeline.stream(inputs[0], **options):
-            typer.echo(piece, nl=False)
-        typer.echo()
+    if embeddings is not None:
+        _write_embeddings(embeddings, pipeline, inputs)
         return
-    for line in _answer(pipeline, inputs, with_base, json_lines, options):
+    written = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    options: dict[str, Any] = written if pipeline.generates else {}
+    if pipeline.generates and len(inputs) == 1 and not (json_lines or with_base):
+        _stream(pipeline.stream(inputs[0], **options))
+        return
+    with RowsProgress() as progress:
+        options["progress"] = progress
+        answers = {"adapter": pipeline(inputs, **options)}
+        if with_base:
+            with pipeline.without_adapter():
+                answers = {"base": pipeline(inputs, **options), **answers}
+    for line in _lines(inputs, answers, json_lines):
         typer.echo(line)
 
 
-def _inputs(texts: list[str] | None, file: Path | None) -> list[str]:
+def _stream(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+def _context(text: str | None, file: Path | None) -> str | None:
+    from loralab.errors import DataError
+
+    if text is not None and file is not None:
+        raise DataError("give --context or --context-file, not both")
+    return _read(file) if file is not None else text
+
+
+def _read(file: Path) -> str:
+    from loralab.errors import DataError
+
+    if not file.is_file():
+        raise DataError("no such file", where=str(file))
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError("not UTF-8", where=str(file)) from None
+
+
+def _inputs(
+    texts: list[str] | None, file: Path | None, context: str | None
+) -> list[Any]:
     from loralab.errors import DataError
 
     if file is not None:
-        if not file.is_file():
-            raise DataError("no such file", where=str(file))
-        try:
-            found = file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise DataError("not UTF-8", where=str(file)) from None
+        found = _read(file).splitlines()
     elif texts:
         found = texts
     else:
         found = [] if sys.stdin.isatty() else sys.stdin.read().splitlines()
-    found = [text for text in found if text.strip()]
-    if not found:
+    if not any(text.strip() for text in found):
         raise DataError("no text", fix="give texts, --file, or lines on standard input")
+    if file is not None and file.suffix == ".jsonl":
+        return [
+            _object(line, f"{file}:{n}")
+            for n, line in enumerate(found, 1)
+            if line.strip()
+        ]
+    kept = [text for text in found if text.strip()]
+    return [(text, context) for text in kept] if context is not None else list(kept)
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    from loralab.errors import DataError
+
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", where=where) from None
+    if not isinstance(found, dict):
+        raise DataError("a line must be one JSON object", where=where)
     return found
 
 
-def _answer(
-    pipeline: InferencePipeline,
-    inputs: list[str],
-    with_base: bool,
-    json_lines: bool,
-    options: dict[str, Any],
-) -> Iterator[str]:
+def _write_embeddings(
+    file: Path, pipeline: InferencePipeline, inputs: list[Any]
+) -> None:
+    import numpy as np
 
-    answers = {"adapter": pipeline(inputs, **options)}
-    if with_base:
-        with pipeline.without_adapter():
-            answers = {"base": pipeline(inputs, **options), **answers}
-    for i, text in enumerate(inputs):
+    from loralab.errors import DataError
+    from loralab.runs.files import atomic_file
+
+    if file.suffix != ".npy":
+        raise DataError("embeddings are written as .npy", where=str(file))
+    found = pipeline.embed(inputs)
+    with atomic_file(file) as temporary, temporary.open("wb") as handle:
+        np.save(handle, found, allow_pickle=False)
+    typer.echo(f"{found.shape[0]} × {found.shape[1]} fp32 written: {file}")
+
+
+def _lines(
+    inputs: list[Any], answers: dict[str, list[Any]], json_lines: bool
+) -> Iterator[str]:
+    several = len(inputs) > 1 or len(answers) > 1
+    for i, given in enumerate(inputs):
         if json_lines:
-            line = {"input": text, **{arm: a[i] for arm, a in answers.items()}}
+            line = {"input": given, **{arm: a[i] for arm, a in answers.items()}}
             yield json.dumps(line, ensure_ascii=False)
             continue
-        if len(inputs) > 1 or with_base:
-            yield f"› {text}"
+        if several:
+            yield f"› {_asked(given)}"
         for arm, found in answers.items():
-            shown = found[i]
-            if isinstance(shown, dict):
-                shown = f"{shown['label']} ({shown['probability']:.3f})"
-            yield f"  {arm}: {shown}" if with_base else shown
+            said = _said(found[i])
+            yield f"  {arm}: {said}" if len(answers) > 1 else said
+
+
+def _asked(given: Any) -> str:
+    if isinstance(given, tuple):
+        return str(given[0])
+    if isinstance(given, dict):
+        return json.dumps(given, ensure_ascii=False)
+    return str(given)
+
+
+def _said(answer: Any) -> str:
+    """Return an answer in a line: its first field, and its probability."""
+    if not isinstance(answer, dict):
+        return str(answer)
+    head = next(iter(answer.values()))
+    if isinstance(head, list):
+        head = "; ".join(f"{e['type']}: {e['text']}" for e in head)
+    chance = answer.get("probability")
+    tail = f" ({chance:.3f})" if isinstance(chance, float) else ""
+    return f"{head or 'nothing'}{tail}"

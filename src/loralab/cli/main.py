@@ -6,10 +6,23 @@ Nothing heavy is imported here or at the head of a verb's file: `--help` stays i
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 import typer
 
-from loralab.cli import compare, config, data, doctor, evaluate, infer, runs, train
+from loralab.cli import (
+    compare,
+    config,
+    data,
+    doctor,
+    evaluate,
+    infer,
+    plan,
+    runs,
+    study,
+    sweep,
+    train,
+)
 from loralab.errors import LoralabError
 
 app = typer.Typer(
@@ -19,11 +32,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    log_level: Literal["debug", "info", "warning", "error"] = typer.Option(
+        "warning", help="Log lines of this level and above are shown on stderr."
+    ),
+) -> None:
+    """Set what holds for every verb."""
+    from loralab.cli.render import log_to_stderr
+
+    context.call_on_close(log_to_stderr(log_level))
+
+
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
 app.command("infer")(infer.infer)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
+app.add_typer(study.app, name="study")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)

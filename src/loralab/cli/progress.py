@@ -1,9 +1,11 @@
-"""Progress of a training: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of one training or of many: live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -11,6 +13,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
 )
+from rich.table import Table
 
 from loralab.cli import render
 
@@ -88,13 +91,17 @@ class TrainingProgress:
         )
 
     def _on_validation(self, event: dict[str, Any]) -> None:
-        shown = f"cross-entropy {event['eval_loss']:.4f}"
-        if "eval_accuracy" in event:
-            shown += f", accuracy {event['eval_accuracy']:.4f}"
-        self._print(f"step {event['step']}  validation: {shown}")
+        names = {"eval_loss": "cross-entropy"}
+        shown = [
+            f"{names.get(key, key.removeprefix('eval_'))} {value:.4f}"
+            for key, value in event.items()
+            if key.startswith("eval_")
+        ]
+        self._print(f"step {event['step']}  validation: {', '.join(shown)}")
 
     def _on_evaluating(self, event: dict[str, Any]) -> None:
-        self._start(f"{event['split']} rows, {event['arm']}", event["of"])
+        what = "" if event["what"] == "reading" else f", {event['what']}"
+        self._start(f"{event['split']} rows, {event['arm']}{what}", event["of"])
         if self._bar:
             self._bar.update(self._task, completed=event["done"])
             if event["done"] == event["of"]:
@@ -104,6 +111,117 @@ class TrainingProgress:
 
     def _on_saving(self, event: dict[str, Any]) -> None:
         self.close()
+
+
+class JobsProgress:
+    """One view of many runs: a line as each ends, and on a terminal what runs now."""
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._notes: dict[int, tuple[str, str]] = {}
+        self._total = self._left = self._ended = 0
+        self._began = 0.0
+
+    def close(self) -> None:
+        """End the live view."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Draw one event of a job."""
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler:
+            handler(event)
+        if self._live:
+            self._live.update(self._view())
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def _on_stage(self, event: dict[str, Any]) -> None:
+        self._total, self._left, self._ended = event["total"], event["left"], 0
+        self._began = time.monotonic()
+        if self._total - self._left:
+            self._print(f"{self._total - self._left} of {self._total} ended before")
+        if self._console.is_terminal and self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=2)
+            self._live.start()
+
+    def _on_job(self, event: dict[str, Any]) -> None:
+        number, label = event["number"], event["label"]
+        if event["status"] == "running":
+            self._notes[number] = (label, "begins")
+            if not self._live:
+                self._print(f"begins    {label}")
+            return
+        self._notes.pop(number, None)
+        self._ended += 1
+        took = render.duration(event["seconds"]) if event["seconds"] else "found"
+        note, *_ = event["note"].splitlines() or [""]
+        said = f"{event['status']:9} {label}  {note}  {took}{self._rest()}"
+        self._print(said.replace("    ", "  "))
+
+    def _rest(self) -> str:
+        left = self._left - self._ended
+        if left <= 0:
+            return ""
+        seconds = (time.monotonic() - self._began) / self._ended * left
+        done = self._total - left
+        return f"  ({done} of {self._total}, {render.duration(seconds)} left)"
+
+    def _note(self, event: dict[str, Any], text: str) -> None:
+        number = event["number"]
+        label, _ = self._notes.get(number, (str(number), ""))
+        self._notes[number] = (label, text)
+
+    def _on_preparing(self, event: dict[str, Any]) -> None:
+        self._note(event, str(event["what"]))
+
+    def _on_evaluating(self, event: dict[str, Any]) -> None:
+        self._note(event, f"evaluating the {event['arm']}")
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        rate = f"{event['tokens_per_second']:,.0f} tokens/s"
+        self._note(event, f"step {event['step']} of {event['of']}, {rate}")
+
+    def _view(self) -> Table:
+        table = Table(box=None, show_header=False)
+        for label, note in self._notes.values():
+            table.add_row(label, note)
+        done = self._total - self._left + self._ended
+        table.add_row(f"{done} of {self._total} ended", "")
+        return table
+
+
+class RowsProgress:
+    """A bar of rows done, on a terminal, when there are many."""
+
+    def __init__(self, many: int = 64) -> None:
+        self._many = many
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> RowsProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, done: int, of: int) -> None:
+        """Draw how far it is."""
+        console = render.console(stderr=True)
+        if of < self._many or not console.is_terminal:
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("rows"), BarColumn(), MofNCompleteColumn(), console=console
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("rows", total=of)
+        self._bar.update(self._task, completed=done)
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.table import Table
 
-HIGHER_IS_BETTER = {"accuracy", "macro-f1", "mcc"}
+from loralab.logs import Redacting, libraries, logger
+
+if TYPE_CHECKING:
+    from loralab.reporting.tables import Table as ReportTable
 
 
-def console() -> Console:
+def console(stderr: bool = False) -> Console:
     """Return the console; wide enough for a table when output goes to a file."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=160)
+    found = Console(highlight=False, emoji=False, stderr=stderr)
+    if found.is_terminal:
+        return found
+    return Console(highlight=False, emoji=False, width=160, stderr=stderr)
+
+
+def log_to_stderr(level: str) -> Callable[[], None]:
+    """Show our log on stderr; return what ends it.
+
+    What libraries say is shown at ``debug`` only: a run has it in its ``log.txt``.
+    """
+    handler = RichHandler(
+        level.upper(), Console(stderr=True), show_path=False, markup=False
+    )
+    handler.addFilter(Redacting())
+    if level != "debug":
+        handler.addFilter(lambda record: record.name != libraries.name)
+    before = logger.level
+    logger.addHandler(handler)
+    if level in ("debug", "info"):
+        logger.setLevel(level.upper())
+
+    def end() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+    return end
 
 
 def size(count: float) -> str:
@@ -43,12 +72,17 @@ def interval(found: Mapping[str, float] | None, sign: bool = False) -> str:
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
-def verdict(metric: str, difference: Mapping[str, float]) -> str:
-    """Say in a word what an interval of adapter minus base shows."""
+def verdict(better: str, difference: Mapping[str, float]) -> str:
+    """Say in a word what an interval of a difference shows.
+
+    Args:
+        better: ``higher`` or ``lower``: which way the metric is better.
+        difference: An interval.
+    """
     if difference["low"] <= 0 <= difference["high"]:
         return "no difference shown"
     up = difference["low"] > 0
-    return "better" if up == (metric in HIGHER_IS_BETTER) else "worse"
+    return "better" if up == (better == "higher") else "worse"
 
 
 def metrics_table(result: Mapping[str, Any]) -> Table:
@@ -62,15 +96,46 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     if has_base:
         table.add_column("")
+    better = result["better"]
     for metric, arms in result["metrics"].items():
         row = [metric]
         if has_base:
             gap = arms.get("difference")
             row += [interval(arms["base"]), interval(arms["adapter"])]
-            row += [interval(gap, sign=True), verdict(metric, gap) if gap else ""]
+            word = verdict(better[metric], gap) if gap else ""
+            row += [interval(gap, sign=True), word]
         else:
             row.append(interval(arms["adapter"]))
         table.add_row(*row)
+    return table
+
+
+def evaluation_parts(result: Mapping[str, Any]) -> list[Any]:
+    """Return all that is shown of an evaluation, in order."""
+    parts: list[Any] = [metrics_table(result)]
+    if result.get("groups"):
+        parts.append(groups_table(result))
+    if "majority" in result:
+        share = f"{result['majority']:.3f}"
+        parts.append(f"always the most frequent class: accuracy {share}")
+    if 0 < len(result.get("per_class", ())) <= 30:
+        parts.append(per_class_table(result))
+    return parts
+
+
+def groups_table(result: Mapping[str, Any]) -> Table:
+    """Return the table of metrics by group of rows (answerable, unanswerable)."""
+    first, *_ = result["groups"].values()
+    metrics = [name for name in first if name != "rows"]
+    table = Table(title="by kind of row", title_justify="left")
+    for name in ("rows that are", "rows"):
+        table.add_column(name)
+    for name in metrics:
+        for arm in first[name]:
+            table.add_column(f"{name}, {arm}", justify="right")
+    for group, values in result["groups"].items():
+        cells = [f"{v:.3f}" for name in metrics for v in values[name].values()]
+        table.add_row(group, f"{values['rows']:,}", *cells)
     return table
 
 
@@ -84,4 +149,21 @@ def per_class_table(result: Mapping[str, Any]) -> Table:
         values = [row["precision"], row["recall"], row["f1"]]
         shown = ["–" if v is None else f"{v:.3f}" for v in values]
         table.add_row(row["label"], f"{row['support']:,}", *shown)
+    return table
+
+
+def report_table(made: ReportTable) -> Table:
+    """Return a table of a report for the terminal; its notes are the caption."""
+    from loralab.reporting.tables import format_cell
+
+    notes = "\n".join(made.notes)
+    table = Table(
+        title=made.title, title_justify="left", caption=notes, caption_justify="left"
+    )
+    for index, column in enumerate(made.columns):
+        right = made.aligned(index) == "right"
+        table.add_column(column.header, justify="right" if right else "left")
+    for row in made.rows:
+        cells = zip(row, made.columns, strict=True)
+        table.add_row(*(format_cell(cell, column) for cell, column in cells))
     return table

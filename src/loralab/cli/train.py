@@ -41,12 +41,8 @@ def train(
     finally:
         progress.close()
     for result in run.evaluations().values():
-        console.print(render.metrics_table(result))
-        if "majority" in result:
-            share = f"{result['majority']:.3f}"
-            console.print(f"always the most frequent class: accuracy {share}")
-            if len(result["per_class"]) <= 30:
-                console.print(render.per_class_table(result))
+        for part in render.evaluation_parts(result):
+            console.print(part)
     console.print(
         f"run {run.path}  adapter {run.adapter}", markup=False, soft_wrap=True
     )

@@ -2,9 +2,11 @@
 
 from loralab.config.compose import compose, load_resolved, validate
 from loralab.config.schema import (
+    CallbackConfig,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
+    MetricConfig,
     ModelConfig,
     PEFTConfig,
     SourceConfig,
@@ -13,9 +15,11 @@ from loralab.config.schema import (
 )
 
 __all__ = [
+    "CallbackConfig",
     "DataConfig",
     "EvaluationConfig",
     "ExperimentConfig",
+    "MetricConfig",
     "ModelConfig",
     "PEFTConfig",
     "SourceConfig",

@@ -41,9 +41,7 @@ class Named(Strict):
         try:
             registry.get(cls.kind, name)
         except ConfigError as error:
-            raise PydanticCustomError(
-                "unknown_name", "{m}", {"m": error.what}
-            ) from None
+            raise PydanticCustomError("loralab", "{m}", {"m": error.what}) from None
         return name
 
     @field_validator("params")
@@ -76,6 +74,17 @@ class PEFTConfig(Named):
     name: str = "lora"
 
 
+class MetricConfig(Named):
+    """A metric; its bare name will do where it needs no params."""
+
+    kind = "metric"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class ModelConfig(Strict):
     """The base model."""
 
@@ -94,7 +103,21 @@ class ModelConfig(Strict):
     device: Literal["best", "cpu", "cuda", "mps"] = Field(
         "best", description="`best` takes cuda, then mps, then cpu"
     )
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    device_map: Literal["auto"] | None = Field(
+        None, description="`auto` spreads a large model over several GPUs and memory"
+    )
+    attn_implementation: Literal["best", "sdpa", "eager"] = Field(
+        "best", description="`best` is sdpa where the class has it, else eager"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_place(self) -> ModelConfig:
+        if self.device_map and self.device == "cpu":
+            raise PydanticCustomError(
+                "loralab",
+                "device_map=auto spreads over GPUs, and device is cpu",
+            )
+        return self
 
 
 class MaxRows(Strict):
@@ -134,7 +157,7 @@ class DataConfig(Strict):
     def _fractions_leave_training_rows(self) -> DataConfig:
         if self.validation_fraction + self.test_fraction >= 1:
             raise PydanticCustomError(
-                "no_training_rows",
+                "loralab",
                 "validation_fraction + test_fraction is {s}, so nothing is left to "
                 "train on; make the sum less than 1",
                 {"s": self.validation_fraction + self.test_fraction},
@@ -147,6 +170,12 @@ class EarlyStoppingConfig(Strict):
 
     patience: int = Field(3, gt=0, description="evaluations without improvement")
     threshold: float = Field(0.0, ge=0, description="smallest fall that counts")
+
+
+class CallbackConfig(Named):
+    """A tracker or monitor of a training."""
+
+    kind = "callback"
 
 
 class TrainingConfig(Strict):
@@ -165,7 +194,12 @@ class TrainingConfig(Strict):
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial"
     ] = "linear"
     max_grad_norm: float = Field(1.0, ge=0, description="0 switches clipping off")
-    optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
+    optim: Literal[
+        "adamw_torch", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit"
+    ] = Field(
+        "adamw_torch",
+        description="the 8-bit ones need bitsandbytes; paged needs a GPU",
+    )
     seed: int = Field(0, ge=0, description="of adapter and head, row order, dropout")
     gradient_checkpointing: bool = False
     logging_steps: int = Field(10, gt=0)
@@ -177,6 +211,10 @@ class TrainingConfig(Strict):
     )
     save_total_limit: int = Field(2, gt=0)
     early_stopping: EarlyStoppingConfig | None = None
+    callbacks: list[CallbackConfig] = Field(
+        default_factory=lambda: [CallbackConfig(name="tensorboard")],
+        description="trackers and monitors, each {name, params}",
+    )
 
     def to_training_arguments(self, output_dir: str) -> TrainingArguments:
         """Return the transformers ``TrainingArguments`` of this configuration.
@@ -194,10 +232,28 @@ class EvaluationConfig(Strict):
 
     splits: list[Literal["train", "validation", "test"]] = Field(["test"], min_length=1)
     base: bool = Field(True, description="measure the base by the same code, paired")
+    metrics: list[MetricConfig] = Field(
+        default_factory=list,
+        description="names, or {name, params}; the first is the primary. Empty: the "
+        "task's own. For a task that generates they need written answers, which "
+        "takes long",
+    )
+    max_new_tokens: int = Field(256, gt=0, description="of a written answer")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    samples: int = Field(1, gt=0, description="answers a row, for pass-at-k")
     per_device_eval_batch_size: int = Field(32, gt=0)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: int = Field(2000, ge=200, description="bootstrap draws over examples")
-    seed: int = Field(0, ge=0, description="of the bootstrap")
+    seed: int = Field(0, ge=0, description="of the bootstrap, and of sampled answers")
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluationConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise PydanticCustomError(
+                "loralab",
+                "samples > 1 needs evaluation.temperature above 0, or all are the same",
+            )
+        return self
 
 
 class ExperimentConfig(Strict):
@@ -216,10 +272,30 @@ class ExperimentConfig(Strict):
         own_split = self.data.validation_fraction > 0
         if self.training.early_stopping and not own_split:
             raise PydanticCustomError(
-                "no_validation_rows",
+                "loralab",
                 "training.early_stopping needs validation rows, and "
                 "data.validation_fraction is 0; set it, or early_stopping=null",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit_the_task(self) -> ExperimentConfig:
+        form = registry.get("task", self.task.name).target.form
+        for i, metric in enumerate(self.evaluation.metrics):
+            judges = registry.get("metric", metric.name).facts["answers"]
+            if form not in (judges if isinstance(judges, tuple) else (judges,)):
+                raise PydanticCustomError(
+                    "loralab",
+                    "evaluation.metrics.{i}: {m} judges {j} answers, and those of "
+                    "{t} are {f}; choose another metric",
+                    {
+                        "i": i,
+                        "m": metric.name,
+                        "j": judges,
+                        "t": self.task.name,
+                        "f": form,
+                    },
+                )
         return self
 
     @property

@@ -38,6 +38,29 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a directory, so that nobody else works in it; it is made if need be.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(
+            "another process is at work here",
+            where=str(path),
+            fix="wait for it, or change the configuration",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 @dataclass(frozen=True)
 class Run:
     """A run directory; every property is read from the files each time."""
@@ -114,19 +137,8 @@ class Run:
         Raises:
             RunError: another process holds it.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise RunError(
-                "another process is training this run",
-                where=str(self.path),
-                fix="wait for it, or change the configuration",
-            ) from None
-        try:
+        with held(self.path):
             yield
-        finally:
-            lock.release()
 
     def require_adapter(self) -> Path:
         """Return the finished adapter's directory.
