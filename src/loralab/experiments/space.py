@@ -3,6 +3,7 @@
     training.learning_rate=1e-4,3e-4,1e-3          a choice
     seed=range(5)                                  a range; `seed` is training.seed
     training.learning_rate=tag(log,interval(1e-5,1e-2))   drawn, not listed
+    peft.params.rank=tag(int,interval(2,64))       drawn, whole numbers
     model=glob(smol*)                              presets of a group, by name
 
 Everything else is the same in every run.
@@ -122,8 +123,8 @@ def _interval(key: str, value: Any, text: str) -> Axis:
             f"{text!r} is no interval",
             fix="low must be below high, and above 0 with tag(log, …)",
         )
-    whole = "int" in value.tags or (isinstance(low, int) and isinstance(high, int))
-    return Axis(key, low=float(low), high=float(high), log=log, whole=whole)
+    ends = {"low": float(low), "high": float(high)}
+    return Axis(key, **ends, log=log, whole="int" in value.tags)
 
 
 def _globbed(key: str, value: Any, text: str) -> tuple[str, ...]:

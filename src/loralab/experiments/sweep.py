@@ -31,6 +31,9 @@ from loralab.runs.files import write_json
 from loralab.runs.run import held
 
 FORMAT_VERSION = 1
+INSIDE = 0.382
+"""Where in an interval the point lies that is judged before the start."""
+
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -129,7 +132,7 @@ class Sweep:
         """All points, where the sampler knows them before the start."""
         for point in self.points or ():
             self._compose(point)
-        self.base = self._compose(self.points[0] if self.points else self._corner())
+        self.base = self._compose(self.points[0] if self.points else self._inside())
         check_objective(self.base, config.metric)
         self.path = self.runs_dir / f"{self.base.name}-sweep-{self._hash()}"
         self._sign = 1.0 if better(config.metric) == "lower" else -1.0
@@ -139,13 +142,24 @@ class Sweep:
     def _compose(self, point: Point) -> ExperimentConfig:
         if point not in self._composed:
             overrides = [*self.space.fixed, *point]
-            self._composed[point] = compose(self.config.experiment, overrides)
+            try:
+                self._composed[point] = compose(self.config.experiment, overrides)
+            except ConfigError as error:
+                drawn = [a.key for a in self.space.axes if not (a.listed or a.whole)]
+                if not any(key in str(error) for key in drawn):
+                    raise
+                fix = "whole numbers are drawn by key=tag(int,interval(2,9))"
+                raise ConfigError(str(error), fix=fix) from None
         return self._composed[point]
 
-    def _corner(self) -> Point:
-        """Return a point of the space, any."""
+    def _inside(self) -> Point:
+        """Return a point of the space; of an interval, no end and no round number."""
         return tuple(
-            axis.at(axis.values[0] if axis.listed else axis.number(axis.low))
+            axis.at(
+                axis.values[0]
+                if axis.listed
+                else axis.number(axis.low + INSIDE * (axis.high - axis.low))
+            )
             for axis in self.space.axes
         )
 

@@ -52,6 +52,10 @@ from loralab.reporting.tables import format_interval
 BETTER_COLOUR, WORSE_COLOUR, OPEN_COLOUR = BLUE, VERMILION, PALE_INK
 
 
+_BELOW, _ABOVE = 0.4, 1.5
+"""Room under the last line and over the first, in lines."""
+
+
 @dataclass(frozen=True)
 class ForestRow:
     """One difference.
@@ -189,7 +193,7 @@ def _empty_axes(
         top=1 - MARGIN / height,
     )
     axes = figure.add_subplot()
-    axes.set_ylim(-lines + 0.4, 1.5)
+    axes.set_ylim(-lines + _BELOW, _ABOVE)
     axes.set_yticks([])
     no_spines(axes, "left")
     return figure, axes

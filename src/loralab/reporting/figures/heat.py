@@ -51,6 +51,13 @@ _SLANT = 35
 """Degrees that long column names are turned by."""
 
 
+_LUMA = (0.2126, 0.7152, 0.0722)
+"""How bright red, green and blue are (ITU-R BT.709)."""
+
+_BAR_PAD = 0.02
+"""Between map and bar, of the width."""
+
+
 def _number(cell: HeatCell) -> float:
     return cell.value if isinstance(cell, Interval) else float(cell)
 
@@ -89,7 +96,7 @@ def _scale(numbers: Sequence[float], centre: float | None) -> Normalize:
 
 def _ink(colours: Colormap, share: float) -> str:
     red, green, blue, _ = colours(share)
-    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    luminance = sum(w * c for w, c in zip(_LUMA, (red, green, blue), strict=True))
     return "white" if luminance < _DARK else INK
 
 
@@ -113,7 +120,7 @@ def _draw(axes: Axes, cells: Sequence[Sequence[HeatCell]], scale: Normalize) -> 
             ink = _ink(colours, float(scale(number)))
             place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL}
             axes.text(x + 0.5, y + 0.5, text, color=ink, **place)
-    axes.figure.colorbar(mesh, ax=axes, shrink=1.0, pad=0.02, aspect=20)
+    axes.figure.colorbar(mesh, ax=axes, shrink=1.0, pad=_BAR_PAD, aspect=20)
 
 
 def _size(texts: Sequence[Sequence[str]], columns: Sequence[str]) -> tuple[float, bool]:

@@ -32,6 +32,10 @@ _NEARER_TO_ANOTHER, _DISTANCE_COST = 0.3, 7.0
 """How bad it is to stand nearer to another point, or far (by the axes' width)."""
 
 
+_MARK_SHARE = 0.8
+"""Of a marker that a label must not cover."""
+
+
 def _overlap(first: Bbox, second: Bbox) -> float:
     width: float = min(first.x1, second.x1) - max(first.x0, second.x0)
     height: float = min(first.y1, second.y1) - max(first.y0, second.y0)
@@ -93,7 +97,7 @@ def place_labels(
     mark = MARK * scale
     inside = axes.get_window_extent()
     pixels = [_pixel(axes, place) for place in places]
-    marks = [_around(x, y, mark * 0.8) for x, y in pixels]
+    marks = [_around(x, y, mark * _MARK_SHARE) for x, y in pixels]
     lines = [_line_box(axes, segment, scale) for segment in segments]
     standing: list[Bbox] = []
 

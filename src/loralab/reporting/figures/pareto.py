@@ -45,6 +45,10 @@ _LOG_MARGIN, _LEAST_LOG_MARGIN = 0.05, 1.01
 """Room beside the outermost points of a logarithmic axis: a power, and a factor."""
 
 
+_THINNER, _LARGER = 0.7, 1.2
+"""Intervals and marks of a plot with many, against one with few."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One thing with two properties, at least one of them measured.
@@ -110,7 +114,7 @@ def _draw(axes: Axes, point: Point, number: int, on_front: bool) -> None:
     bar: dict[str, Any] = {
         "color": seen.colour,
         "alpha": alpha,
-        "linewidth": INTERVAL_LINE * 0.7,
+        "linewidth": INTERVAL_LINE * _THINNER,
     }
     if isinstance(point.x, Interval):
         axes.hlines(y, *_ends(point.x), **bar)
@@ -121,7 +125,7 @@ def _draw(axes: Axes, point: Point, number: int, on_front: bool) -> None:
         [y],
         marker=seen.marker,
         color=seen.colour,
-        markersize=MARK * 1.2,
+        markersize=MARK * _LARGER,
         markeredgecolor="white",
         markeredgewidth=HAIR,
         linestyle="none",

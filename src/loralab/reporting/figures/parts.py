@@ -34,6 +34,10 @@ _DECADES_WITH_STEPS, _DECADES_WITHOUT, _TICKS = 2, 0.8, 4
 _STEPS = (1.0, 2.0, 5.0)
 
 
+_ROUNDING = 1e-9
+"""Below this a logarithm is that of a power of ten."""
+
+
 def check_label(label: str) -> str:
     """Return the label of an axis.
 
@@ -108,11 +112,11 @@ def text_width(text: str, size: float = TEXT, weight: str = "normal") -> float:
 
 def log_tick(value: float, _: object = None) -> str:
     """Return a tick of a logarithmic axis: 0.01, 5,000, 10⁶, 2×10⁶."""
-    exponent = math.floor(math.log10(value) + 1e-9)
+    exponent = math.floor(math.log10(value) + _ROUNDING)
     if exponent in _PLAIN_EXPONENTS:
         return f"{value:,.12g}"
     power = f"10{str(exponent).translate(_SUPERSCRIPT)}"
-    mantissa = f"{value / 10.0**exponent:.4g}"
+    mantissa = f"{value / 10**exponent:.4g}"
     return power if mantissa == "1" else f"{mantissa}×{power}"
 
 
