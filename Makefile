@@ -49,6 +49,8 @@ bench: setup
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/coverage.py
 
 lock: setup
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --no-emit-index-url \

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli import loralab
 
@@ -18,8 +19,18 @@ def blocks(language):
 
 
 def commands():
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    whole = [block.replace("\\\n", " ") for block in blocks("bash")]
+    lines = [line for block in whole for line in block.splitlines()]
     return [line for line in lines if line.startswith("loralab ")]
+
+
+def smaller(words):
+    """Return what a command is given besides, so that it takes seconds."""
+    if words[0] == "train":
+        return SMALL
+    if words[0] == "sweep":
+        return [*SMALL, *(["--trials", "2"] if "--trials" in words else [])]
+    return []
 
 
 @pytest.fixture
@@ -29,7 +40,12 @@ def workplace(tmp_path, monkeypatch):
     rows += [f"the screen {i} stays dark,hardware" for i in range(40)]
     text = "body,topic\n" + "\n".join(rows) + "\n"
     (tmp_path / "tickets.csv").write_text(text, encoding="utf-8")
-    (tmp_path / "tickets.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
+    tickets, study = blocks("yaml")
+    (tmp_path / "tickets.yaml").write_text(tickets, encoding="utf-8")
+    given = yaml.safe_load(study)
+    given["overrides"] = SMALL
+    given["sizes"]["evidence"]["seeds"] = 2
+    (tmp_path / "rates.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
     return tmp_path
 
 
@@ -38,7 +54,7 @@ def test_commands_and_python(workplace):
     assert len(listed) >= 8
     for command in listed:
         words = shlex.split(command, comments=True)[1:]
-        outcome = loralab(*words, *(SMALL if words[0] == "train" else []))
+        outcome = loralab(*words, *smaller(words))
         # four steps need not beat the base, and doctor then says so with 1
         allowed = (0, 1) if words[0] == "doctor" else (0,)
         assert outcome.code in allowed, f"{command}\n{outcome.out}\n{outcome.err}"

@@ -31,6 +31,7 @@ from loralab.evaluation.statistics.seeds import (
     ratio_values,
     seed_interval,
 )
+from loralab.evaluation.statistics.tasks import LEAST, probability_of_improvement
 from loralab.evaluation.statistics.trials import expected_best
 from loralab.experiments.ledger import check_budgets
 from loralab.experiments.objective import better
@@ -39,6 +40,9 @@ from loralab.experiments.study import Study
 from loralab.runs.files import write_json
 
 FORMAT_VERSION = 1
+LEAST_TASKS = 3
+"""Data sets from which a number over all of them is told."""
+
 ARM_SEEDS = (3, 5, 10)
 """Numbers of seeds for which the noise floor tells the half-width of a difference."""
 
@@ -115,6 +119,7 @@ def analyse(study: Study) -> dict[str, Any]:
         "controls": [
             {**one, **_judged(study, one), "name": one["arm"]} for one in controls
         ],
+        "over_tasks": over_tasks(runs),
         "noise": _noise(runs),
         "tuning": tuned,
     }
@@ -301,6 +306,39 @@ def _noise(runs: _Runs) -> list[dict[str, Any]]:
                     },
                 }
             )
+    return found
+
+
+def over_tasks(runs: _Runs) -> list[dict[str, Any]]:
+    """Return how likely a run of an arm beats one of the baseline, over all data sets.
+
+    Only where all of at least three data sets have three seeds of every arm.
+    """
+    config = runs.study.config
+    higher = 1.0 if runs.all[0].better == "higher" else -1.0
+    scores: dict[str, Floats] = {}
+    for arm in config.arms:
+        values = [[one.value for one in runs.of(data, arm)] for data in config.choices]
+        seeds = min(len(one) for one in values)
+        if len(values) < LEAST_TASKS or seeds < LEAST:
+            return []
+        scores[arm] = higher * np.array([one[:seeds] for one in values]).T
+    found = []
+    for arm, of_arm in scores.items():
+        reference = config.reference(arm)
+        if reference is None:
+            continue
+        likely = probability_of_improvement(of_arm, scores[reference], 1 - config.alpha)
+        found.append(
+            {
+                "arm": arm,
+                "reference": reference,
+                "tasks": likely.tasks,
+                "seeds": likely.seeds,
+                "probability_of_improvement": likely.interval.as_dict(),
+                "undercovers": likely.undercovers,
+            }
+        )
     return found
 
 

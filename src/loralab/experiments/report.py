@@ -88,7 +88,7 @@ def _page_parts(analysis: Analysis, drawn: dict[str, Figure]) -> list[Part]:
         for name in drawn
         if name in CAPTIONS
     ]
-    order = ("comparisons", "controls", "noise", "floor", "arms")
+    order = ("comparisons", "controls", "over-tasks", "noise", "floor", "arms")
     first = [name for name in order if name in made]
     parts += [TablePart(made[name]) for name in first]
     parts += shown

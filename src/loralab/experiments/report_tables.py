@@ -42,6 +42,8 @@ def tables(analysis: Analysis) -> dict[str, Table]:
         found["comparisons"] = _comparisons_table(analysis, "comparisons", "Arms")
     if analysis["controls"]:
         found["controls"] = _comparisons_table(analysis, "controls", "Controls")
+    if analysis["over_tasks"]:
+        found["over-tasks"] = _over_tasks_table(analysis)
     if analysis["noise"]:
         found["noise"] = _noise_table(analysis)
         found["floor"] = _floor_table(analysis)
@@ -128,6 +130,32 @@ def _comparison(one: dict[str, Any]) -> list[Cell]:
         one.get("detectable"),
         said(one),
     ]
+
+
+def _over_tasks_table(analysis: Analysis) -> Table:
+    columns = [
+        Column("arm"),
+        Column("against"),
+        Column("data sets"),
+        Column("seeds"),
+        Column("probability of improvement", "share"),
+        Column(""),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            one["arm"],
+            one["reference"],
+            one["tasks"],
+            one["seeds"],
+            read_interval(one["probability_of_improvement"]),
+            "interval too narrow: few seeds" if one["undercovers"] else "",
+        ]
+        for one in analysis["over_tasks"]
+    ]
+    notes = [
+        "How likely a run of the arm beats a run of its reference, mean over data sets."
+    ]
+    return Table("Over all data sets", columns, rows, notes)
 
 
 def said(one: dict[str, Any]) -> str:

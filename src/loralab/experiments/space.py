@@ -123,8 +123,8 @@ def _interval(key: str, value: Any, text: str) -> Axis:
             f"{text!r} is no interval",
             fix="low must be below high, and above 0 with tag(log, …)",
         )
-    ends = {"low": float(low), "high": float(high)}
-    return Axis(key, **ends, log=log, whole="int" in value.tags)
+    whole = "int" in value.tags
+    return Axis(key, low=float(low), high=float(high), log=log, whole=whole)
 
 
 def _globbed(key: str, value: Any, text: str) -> tuple[str, ...]:
