@@ -173,10 +173,15 @@ def test_unequal_budgets_are_refused_before_anything_is_trained(tmp_path):
 
 def test_runs_that_did_not_spend_the_same_are_refused(done):
     study, _ = done
-    spent = {("trec-6", "still"): {"tokens": 1000.0}}
-    check_budgets(study, {**spent, ("trec-6", "moving"): {"tokens": 1009.0}})
+    same = {"trainable": 100.0, "steps": 6.0, "tokens": 1000.0}
+
+    def spent(tokens):
+        moving = {**same, "tokens": tokens}
+        return {("trec-6", "still"): same, ("trec-6", "moving"): moving}
+
+    check_budgets(study, spent(1009.0))
     with pytest.raises(EvidenceError, match="the same tokens"):
-        check_budgets(study, {**spent, ("trec-6", "moving"): {"tokens": 1011.0}})
+        check_budgets(study, spent(1011.0))
 
 
 def test_a_best_value_on_the_edge_of_the_grid_is_refused(tmp_path):

@@ -40,10 +40,11 @@ def plan(
     found = find_study(study, size, runs_dir)
     console = render.console()
     console.print(found.config.question, markup=False)
+    power = _power_table(found)
     entries = ledger(found, tell=lambda what: console.print(f"{what} …", markup=False))
     console.print(_ledger_table(found, entries))
     console.print(_total(entries), markup=False)
-    console.print(_power_table(found))
+    console.print(power)
     check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
 
 

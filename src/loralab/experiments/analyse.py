@@ -138,7 +138,7 @@ def _run(one: Reading) -> dict[str, Any]:
         "seconds": one.seconds,
         **one.budgets,
         **one.record,
-        "curve": one.curve,
+        "curve": [list(point) for point in one.curve],
     }
 
 

@@ -96,21 +96,22 @@ def _comparisons_table(analysis: Analysis, key: str, title: str) -> Table:
         Column("against"),
         Column("pairs"),
         Column("difference", unit, signed=True),
-        Column("p, Holm", digits=4),
-        Column("p, permutation", digits=4),
-        Column("p, equivalence", digits=4),
-        Column("of interest", unit),
-        Column("detectable", unit),
         Column("verdict"),
+        Column("p", digits=4),
+        Column("p, flips", digits=4),
+        Column("p, TOST", digits=4),
+        Column("matters", unit),
+        Column("seen", unit),
     ]
     rows = [_comparison(one) for one in analysis[key]]
     power = f"{100 * analysis['study']['power']:g} %"
     notes = [
-        f"Better is {analysis['better']}. A verdict needs Holm's p below "
-        f"{analysis['study']['alpha']:g}; `equivalent` passed two one-sided tests "
-        "against the smallest difference of interest.",
-        f"Detectable: the smallest true difference seen with {power} power; where it "
-        "is above the one of interest, `inconclusive` says nothing (too few seeds).",
+        f"Better is {analysis['better']}. p: corrected for all comparisons (Holm); a "
+        f"verdict needs it below {analysis['study']['alpha']:g}. flips: exact "
+        "sign-flip test over seeds, as a cross-check. TOST: two one-sided tests against "
+        "the difference that matters; below that level the arms are equivalent.",
+        f"seen: the smallest true difference that such runs see with {power} power; "
+        "where it exceeds what matters, inconclusive says nothing (too few seeds).",
     ]
     return Table(f"{title} against their reference, paired", columns, rows, notes)
 
@@ -123,12 +124,12 @@ def _comparison(one: dict[str, Any]) -> list[Cell]:
         one["reference"],
         f"{one['seeds']} of {one['planned']}",
         read_interval(one.get("difference")),
+        said(one),
         one["p_holm"] if tested else None,
         one["permutation"]["p_value"] if tested else None,
         one["equivalence"]["p_value"] if tested else None,
         one.get("smallest_difference"),
         one.get("detectable"),
-        said(one),
     ]
 
 
