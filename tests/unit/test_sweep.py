@@ -112,8 +112,8 @@ def test_optuna_finds_the_best_region_also_when_it_is_stopped_between(killed_aft
             for before in told:
                 sampler.replay(before, loss_of(before))
     assert len(told) == len(set(told)) == 30
-    late = np.mean([loss_of(point) for point in told[-10:]])
-    assert late < 0.6 * np.mean([loss_of(point) for point in told[:10]])
+    late = np.median([loss_of(point) for point in told[15:]])
+    assert late < 0.5 * 2.25  # half the median of points drawn evenly
 
 
 def test_optuna_prunes_a_trial_that_is_far_behind():
@@ -168,13 +168,10 @@ def test_an_interval_of_whole_numbers_says_so_before_the_start(tmp_path):
     assert sweep.total == 2
 
 
-def test_two_ways_to_write_a_point_are_one_run(tmp_path):
-    sweep = made(tmp_path, "peft.params.rank=8,'8'")
-    sweep.path.mkdir(parents=True)
-    first = sweep.next()
-    sweep.ended(first, Outcome("failed", "no"))
-    assert sweep.next() is None
-    assert "same configuration as trial 0" in sweep.trials[1].error
+def test_two_ways_to_write_a_point_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="are the same run"):
+        made(tmp_path, "peft.params.rank=8,'8'")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_trial_stays_failed_until_a_retry(tmp_path):

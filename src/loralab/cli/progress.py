@@ -158,7 +158,8 @@ class JobsProgress:
             return
         self._notes.pop(number, None)
         self._ended += 1
-        took = render.duration(event["seconds"]) if event["seconds"] else "found"
+        found = "found" if event["status"] == "complete" else ""
+        took = render.duration(event["seconds"]) if event["seconds"] else found
         note, *_ = event["note"].splitlines() or [""]
         said = f"{event['status']:9} {label}  {note}  {took}{self._rest()}"
         self._print(said.replace("    ", "  "))

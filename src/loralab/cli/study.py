@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,11 +42,15 @@ def plan(
     console = render.console()
     console.print(found.config.question, markup=False)
     power = _power_table(found)
-    entries = ledger(found, tell=lambda what: console.print(f"{what} …", markup=False))
+    entries = ledger(found, tell=_teller(console))
     console.print(_ledger_table(found, entries))
     console.print(_total(entries), markup=False)
     console.print(power)
     check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
+
+
+def _teller(console: Any) -> Callable[[str], None]:
+    return lambda what: console.print(f"{what} …", markup=False)
 
 
 def _ledger_table(study: Study, entries: list[Entry]) -> Any:
@@ -122,6 +127,7 @@ def run(
     study: StudyFile,
     size: Size = "smoke",
     workers: Workers = None,
+    executor: Annotated[str, typer.Option(help="Where runs are trained.")] = "local",
     minutes: Annotated[
         float | None, typer.Option(help="Begin no run after this long.")
     ] = None,
@@ -138,17 +144,14 @@ def run(
 
     found = find_study(study, size, runs_dir)
     console = render.console()
-    entries = ledger(
-        found,
-        timed=False,
-        tell=lambda what: console.print(f"{what} …", markup=False),
-    )
+    entries = ledger(found, timed=False, tell=_teller(console))
     check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
     console.print(_total(entries), markup=False)
     progress = JobsProgress(console)
     try:
+        asked = {} if workers is None else {"workers": workers}
         ended = found.run(
-            minutes=minutes, retry=retry, on_event=progress, workers=workers
+            executor, minutes=minutes, retry=retry, on_event=progress, **asked
         )
     finally:
         progress.close()
@@ -176,7 +179,7 @@ def analyse(
     for name, table in tables(analysis).items():
         if name != "runs":
             console.print(render.report_table(table))
-    broken = [c["name"] for c in analysis["controls"] if not c["held"]]
+    broken = [c["name"] for c in analysis["controls"] if c["held"] is False]
     console.print(f"analysis {found.path / 'analysis.json'}", soft_wrap=True)
     if broken:
         console.print(f"CONTROLS THAT DID NOT HOLD: {', '.join(broken)}")

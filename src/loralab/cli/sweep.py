@@ -29,6 +29,7 @@ Seed = Annotated[int | None, typer.Option(help="Of the points (random, optuna)."
 Pruner = Annotated[str | None, typer.Option(help="none, median, hyperband (optuna).")]
 Metric = Annotated[str, typer.Option(help="Of validation rows: what is best.")]
 Workers = Annotated[int | None, typer.Option(help="Processes, sharing the cores.")]
+Executor = Annotated[str, typer.Option(help="Where runs are trained.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try failed trials again.")]
 Cost = Annotated[bool, typer.Option(help="Measure first what a run will take.")]
 
@@ -42,6 +43,7 @@ def sweep(
     pruner: Pruner = None,
     metric: Metric = "cross_entropy",
     workers: Workers = None,
+    executor: Executor = "local",
     retry: Retry = False,
     cost: Cost = True,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -65,7 +67,7 @@ def sweep(
     for line in _ahead(made, cost):
         console.print(line, markup=False, soft_wrap=True)
     try:
-        made.run(workers=workers)
+        made.run(executor, **({} if workers is None else {"workers": workers}))
     finally:
         progress.close()
     if json_output:
@@ -81,9 +83,8 @@ def _ahead(sweep: Sweep, cost: bool) -> Iterator[str]:
     """Say what is swept, and what it costs."""
     swept = ", ".join(axis.key for axis in sweep.space.axes) or "nothing"
     yield f"sweep {sweep.path}: {sweep.total} trials of {swept}"
-    left = sweep.total - sum(trial.status != "running" for trial in sweep.trials)
-    if cost and left:
-        yield _cost(sweep, left)
+    if cost and sweep.left:
+        yield _cost(sweep, sweep.left)
 
 
 def _cost(sweep: Sweep, left: int) -> str:

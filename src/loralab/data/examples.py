@@ -80,7 +80,7 @@ class Examples:
         return sum(sum(x != IGNORE for x in labels[skip:]) for labels in self.labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a model answered to a row.
 

@@ -4,10 +4,10 @@ For every arm, against the arm it is compared with, on every data set:
 
     d_se = arm − reference, same seed s and same test row e
     interval and p from `seed_interval(d)`; p corrected over arms and data by Holm
-    TOST against the smallest difference of interest; a verdict in one word
+    TOST against the smallest difference of interest, Holm's too; a verdict in a word
 
-Runs that failed are counted and named, never left out in silence: a pair is missing
-where either run is.
+Runs that failed are counted and named, and where a comparison lost pairs by them it is
+inconclusive: the runs that ended are then not a fair draw.
 """
 
 from __future__ import annotations
@@ -18,75 +18,34 @@ from typing import Any
 
 import numpy as np
 
+from loralab.evaluation.intervals import Interval
 from loralab.evaluation.scores import Floats
 from loralab.evaluation.statistics.decisions import (
+    Equivalence,
     holm,
     paired_permutation,
     tost_of,
     verdict,
 )
 from loralab.evaluation.statistics.noise import detectable_difference, noise_floor
-from loralab.evaluation.statistics.seeds import (
-    SeedInterval,
-    ratio_values,
-    seed_interval,
-)
+from loralab.evaluation.statistics.seeds import SeedInterval, seed_interval
 from loralab.evaluation.statistics.tasks import LEAST, probability_of_improvement
 from loralab.evaluation.statistics.trials import expected_best
 from loralab.experiments.ledger import check_budgets
 from loralab.experiments.objective import better
-from loralab.experiments.readings import BUDGETS, Reading, read_all
+from loralab.experiments.readings import BUDGETS, Reading, Runs, read_all, values_of
 from loralab.experiments.study import Study
 from loralab.runs.files import write_json
 
 FORMAT_VERSION = 1
+NO_SPREAD = 1e-12
+"""A standard error below this share of the value is rounding, not spread."""
+
 LEAST_TASKS = 3
 """Data sets from which a number over all of them is told."""
 
 ARM_SEEDS = (3, 5, 10)
 """Numbers of seeds for which the noise floor tells the half-width of a difference."""
-
-
-def values_of(readings: Sequence[Reading]) -> Floats:
-    """Return the metric by seed and row, [S, E]; by seed, [S], where rows have none.
-
-    The mean over rows is the metric of the seed, exactly.
-    """
-    above = [one.above for one in readings]
-    below = readings[0].below
-    shared = below is not None and all(
-        one.below is not None and np.array_equal(one.below, below) for one in readings
-    )
-    if below is None or not shared or any(part is None for part in above):
-        return np.array([one.value for one in readings])
-    return ratio_values(np.stack([part for part in above if part is not None]), below)
-
-
-class _Runs:
-    """The readings of a study, by data set and arm."""
-
-    def __init__(self, study: Study, readings: Sequence[Reading]) -> None:
-        self.study, self.all = study, readings
-        offsets = {arm: offset for arm, (_, offset) in study.config.everything.items()}
-        self._by: dict[tuple[str, str], dict[int, Reading]] = {}
-        for one in readings:
-            place = one.cell.seed - offsets[one.cell.arm]
-            self._by.setdefault((one.cell.data, one.cell.arm), {})[place] = one
-
-    def of(self, data: str, arm: str) -> list[Reading]:
-        """Return an arm's readings, by seed."""
-        found = self._by.get((data, arm), {})
-        return [found[place] for place in sorted(found)]
-
-    def differences(self, data: str, arm: str, reference: str) -> Floats:
-        """Return arm minus reference where both have ended, [S, E] or [S]."""
-        one, two = self._by.get((data, arm), {}), self._by.get((data, reference), {})
-        shared = sorted(one.keys() & two.keys())
-        if not shared:
-            return np.empty(0)
-        both = [one[i] for i in shared] + [two[i] for i in shared]
-        values = values_of(both)  # one denominator for both arms
-        return np.asarray(values[: len(shared)] - values[len(shared) :])
 
 
 def analyse(study: Study) -> dict[str, Any]:
@@ -99,10 +58,10 @@ def analyse(study: Study) -> dict[str, Any]:
     """
     tuned = _tuning(study)
     readings = read_all(study)
-    runs = _Runs(study, readings)
+    runs = Runs(study, readings)
     spent = _spent(readings)
     check_budgets(study, spent)
-    cells = [cell for cell in study.cells() if cell.stage == "final"]
+    cells = [*study.finals(), *(c for c in study.cells() if c.stage == "tuning")]
     compared = _comparisons(runs, list(study.config.arms))
     controls = _comparisons(runs, list(study.config.controls))
     found = {
@@ -113,7 +72,7 @@ def analyse(study: Study) -> dict[str, Any]:
         "better": readings[0].better,
         "runs": [_run(one) for one in readings],
         "failed": [asdict(cell) for cell in cells if cell.status == "failed"],
-        "waiting": sum(cell.status == "waiting" for cell in cells),
+        "waiting": sum(cell.status == "waiting" for cell in study.finals()),
         "arms": [_arm(runs, data, arm) for data, arm in spent],
         "comparisons": compared,
         "controls": [
@@ -162,7 +121,7 @@ def _spent(readings: Sequence[Reading]) -> dict[tuple[str, str], dict[str, float
     }
 
 
-def _arm(runs: _Runs, data: str, arm: str) -> dict[str, Any]:
+def _arm(runs: Runs, data: str, arm: str) -> dict[str, Any]:
     """Return an arm's metric, with its interval if it has seeds enough."""
     readings = runs.of(data, arm)
     values = values_of(readings)
@@ -171,7 +130,7 @@ def _arm(runs: _Runs, data: str, arm: str) -> dict[str, Any]:
         "arm": arm,
         "seeds": len(readings),
         "value": float(np.mean([one.value for one in readings])),
-        "seconds": float(np.mean([one.seconds for one in readings])),
+        "seconds": _mean_seconds(readings),
         "trainable": readings[0].budgets["trainable"],
         "adapter_bytes": readings[0].record["adapter_bytes"],
         "interval": None,
@@ -179,6 +138,12 @@ def _arm(runs: _Runs, data: str, arm: str) -> dict[str, Any]:
     if len(readings) > 1:
         found["interval"] = _interval(_seeds(runs.study, values))
     return found
+
+
+def _mean_seconds(readings: Sequence[Reading]) -> float | None:
+    """Return the mean over runs that were not resumed; None if all were."""
+    whole = [one.seconds for one in readings if not one.record["resumed"]]
+    return float(np.mean(whole)) if whole else None
 
 
 def _seeds(study: Study, values: Floats) -> SeedInterval:
@@ -195,36 +160,61 @@ def _interval(found: SeedInterval) -> dict[str, Any]:
     }
 
 
-def _comparisons(runs: _Runs, arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Return each arm against its reference on each data set, with Holm's p."""
+def _comparisons(runs: Runs, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Return each arm against its reference on each data set.
+
+    Both p values are Holm's over all planned comparisons; one that could not be tested
+    yet counts as a p of 1, so that the others are not judged more kindly for it.
+    """
     config = runs.study.config
     found: list[dict[str, Any]] = []
-    raw: dict[str, float] = {}
-    intervals: dict[str, SeedInterval] = {}
     for data in config.choices:
         for arm in arms:
             reference = config.reference(arm)
-            if reference is None:
-                continue
-            values = runs.differences(data, arm, reference)
-            one: dict[str, Any] = {"data": data, "arm": arm, "reference": reference}
-            one |= {"seeds": len(values), "planned": runs.study.seeds(data)}
-            found.append(one)
-            if len(values) > 1:
-                name = f"{data} {arm}"
-                intervals[name] = _seeds(runs.study, values)
-                raw[name] = intervals[name].p_value
-                one["permutation"] = _permuted(values)
-    corrected = holm(raw)
+            if reference is not None:
+                found.append(_compared(runs, data, arm, reference))
+    for key in ("p", "p_equivalence"):
+        raw = {str(i): one.get(key, 1.0) for i, one in enumerate(found)}
+        for i, p in holm(raw).items():
+            found[int(i)][f"{key}_holm"] = p
     for one in found:
-        name = f"{one['data']} {one['arm']}"
-        if name in raw:
-            one |= _decided(
-                runs, one["data"], intervals[name], corrected[name], len(raw)
-            )
-        else:
-            one |= {"verdict": "inconclusive", "why": "fewer than two pairs of runs"}
+        one |= _decided(runs, one, len(found))
     return found
+
+
+def _compared(runs: Runs, data: str, arm: str, reference: str) -> dict[str, Any]:
+    """Return what the runs say of a difference, before it is judged."""
+    config = runs.study.config
+    values = runs.differences(data, arm, reference)
+    found: dict[str, Any] = {
+        "data": data,
+        "arm": arm,
+        "reference": reference,
+        "seeds": len(values),
+        "planned": runs.study.seeds(data),
+        "smallest_difference": config.choices[data].smallest_difference
+        or config.smallest_difference,
+    }
+    if len(values) < 2:
+        return {**found, "why": "fewer than two pairs of runs"}
+    made = _seeds(runs.study, values)
+    if made.standard_error <= NO_SPREAD * max(1.0, abs(made.interval.value)):
+        return {**found, "why": "the pairs show no spread: has the seed an effect?"}
+    equal = tost_of(
+        made.interval.value,
+        made.standard_error,
+        made.reference,
+        found["smallest_difference"],
+        config.alpha,
+    )
+    return {
+        **found,
+        "difference": _interval(made),
+        "p": made.p_value,
+        "permutation": _permuted(values),
+        "p_equivalence": equal.p_value,
+        "equivalence": equal.interval.as_dict(),
+    }
 
 
 def _permuted(values: Floats) -> dict[str, Any]:
@@ -232,52 +222,62 @@ def _permuted(values: Floats) -> dict[str, Any]:
     return asdict(paired_permutation(by_seed))
 
 
-def _decided(
-    runs: _Runs, data: str, found: SeedInterval, corrected: float, family: int
-) -> dict[str, Any]:
+def _decided(runs: Runs, one: dict[str, Any], family: int) -> dict[str, Any]:
+    """Return the verdict of a comparison, and what limits it."""
+    if "difference" not in one:
+        return {"verdict": "inconclusive", "negligible": False, "underpowered": True}
     config = runs.study.config
-    margin = config.choices[data].smallest_difference or config.smallest_difference
-    spread = found.standard_error * found.seeds**0.5
+    interval = Interval(*(one["difference"][k] for k in ("value", "low", "high")))
+    spread = one["difference"]["standard_error"] * one["seeds"] ** 0.5
     detectable = detectable_difference(
-        spread, found.seeds, config.alpha / family, config.power
+        spread, one["seeds"], config.alpha / family, config.power
     )
-    equal = tost_of(
-        found.interval.value,
-        found.standard_error,
-        found.reference,
-        margin,
-        config.alpha,
-    )
+    inside = Interval(*(one["equivalence"][k] for k in ("value", "low", "high")))
+    margin = one["smallest_difference"]
+    equal = Equivalence(one["p_equivalence_holm"], inside, margin, config.alpha)
     word = verdict(
-        found.interval,
-        corrected,
+        interval,
+        one["p_holm"],
         equal,
         higher_is_better=runs.all[0].better == "higher",
         detectable=detectable,
         alpha=config.alpha,
     )
-    return {
-        "difference": _interval(found),
-        "p": found.p_value,
-        "p_holm": corrected,
-        "equivalence": asdict(equal),
-        "smallest_difference": margin,
-        "detectable": detectable,
+    found = {
         "verdict": word.word,
         "negligible": word.negligible,
         "underpowered": word.underpowered,
+        "detectable": detectable,
     }
+    if _lost(runs, one):  # the runs that ended are not a fair draw of those that began
+        found |= {"verdict": "inconclusive", "why": "runs of it have failed"}
+    return found
+
+
+def _lost(runs: Runs, one: dict[str, Any]) -> bool:
+    """Return whether a comparison lacks pairs because runs have failed."""
+    return any(
+        cell.status == "failed"
+        and cell.data == one["data"]
+        and cell.arm in (one["arm"], one["reference"])
+        for cell in runs.study.finals()
+    )
 
 
 def _judged(study: Study, one: dict[str, Any]) -> dict[str, Any]:
-    """Return whether a control came out as it must."""
-    expected = study.config.controls[one["arm"]].expect
-    word = one["verdict"]
-    held = word == "worse" if expected == "worse" else word not in ("better", "worse")
+    """Return whether a control came out as it must; None: it could not be seen."""
+    expected, word = study.config.controls[one["arm"]].expect, one["verdict"]
+    held: bool | None = None
+    if expected == "worse" and "difference" in one:
+        held = word == "worse"
+    elif word == "equivalent" or one["negligible"]:
+        held = True
+    elif word in ("better", "worse"):
+        held = False
     return {"expected": expected, "held": held}
 
 
-def _noise(runs: _Runs) -> list[dict[str, Any]]:
+def _noise(runs: Runs) -> list[dict[str, Any]]:
     """Return the A/A noise floor of every arm that has seeds enough."""
     config = runs.study.config
     found = []
@@ -309,7 +309,7 @@ def _noise(runs: _Runs) -> list[dict[str, Any]]:
     return found
 
 
-def over_tasks(runs: _Runs) -> list[dict[str, Any]]:
+def over_tasks(runs: Runs) -> list[dict[str, Any]]:
     """Return how likely a run of an arm beats one of the baseline, over all data sets.
 
     Only where all of at least three data sets have three seeds of every arm.

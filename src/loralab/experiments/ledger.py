@@ -12,9 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loralab.errors import EvidenceError
+from loralab.config import ExperimentConfig
+from loralab.data.examples import get_preprocessor
+from loralab.errors import ConfigError, EvidenceError, RunError
+from loralab.evaluation.calculator import get_metrics_calculator
+from loralab.evaluation.evaluate import metrics_of
+from loralab.experiments.cells import Cell
+from loralab.experiments.objective import check_objective
 from loralab.experiments.readings import BUDGETS, read_cell
-from loralab.experiments.study import Cell, Study
+from loralab.experiments.study import Study
 from loralab.training.plan import Plan, plan
 from loralab.training.prepare import plan_of, prepare
 from loralab.training.timing import Rates
@@ -69,19 +75,25 @@ def _cells(study: Study, data: str, arm: str) -> list[Cell]:
 
 
 def _ended(study: Study, data: str, arm: str) -> list[Cell]:
+    try:
+        finals = study.finals()
+    except RunError:  # tuning is not finished
+        finals = []
+    tuning = [cell for cell in study.cells() if cell.stage == "tuning"]
     return [
         cell
-        for cell in study.cells()
+        for cell in [*tuning, *finals]
         if (cell.data, cell.arm) == (data, arm) and cell.status != "waiting"
     ]
 
 
 def _measured_seconds(study: Study, ended: Sequence[Cell]) -> float | None:
-    done = [cell for cell in ended if cell.status == "complete"]
-    if not done:
-        return None
-    reading = read_cell(study, done[-1])
-    return reading.seconds + float(reading.record["evaluation_seconds"])
+    for cell in reversed(ended):
+        if cell.status == "complete":
+            reading = read_cell(study, cell)
+            if not reading.record["resumed"]:
+                return reading.seconds + float(reading.record["evaluation_seconds"])
+    return None
 
 
 def ledger(
@@ -106,6 +118,7 @@ def ledger(
             cells, ended = _cells(study, data, arm), _ended(study, data, arm)
             seconds = _measured_seconds(study, ended)
             config = study.compose(cells[-1])
+            _check(study, config, data, arm)
             disk: int | None = None
             if timed:
                 planned = plan(config, timed=seconds is None and rates is None)
@@ -127,6 +140,29 @@ def ledger(
                 )
             )
     return found
+
+
+def _check(study: Study, config: ExperimentConfig, data: str, arm: str) -> None:
+    """Refuse what would be found wrong only after hours."""
+    task = get_preprocessor(config.task)
+    chosen = metrics_of(task, config.evaluation)
+    known = [*get_metrics_calculator(chosen, task.form).metrics, "cross_entropy"]
+    if study.config.metric not in known:
+        raise ConfigError(
+            f"runs of {arm} on {data} do not measure {study.config.metric!r}",
+            where=study.config.name,
+            fix=f"take one of {', '.join(known)}, or set evaluation.metrics",
+        )
+    if study.config.tuning:
+        check_objective(config, study.config.tuning.metric)
+    spent = {"tokens", "steps", "examples"} & set(study.config.budgets)
+    if config.training.early_stopping and spent:
+        raise EvidenceError(
+            f"{arm} on {data} stops early, so what it spends is not known beforehand",
+            where=study.config.name,
+            fix="set training.early_stopping=null, or leave out of `budgets`: "
+            + ", ".join(sorted(spent)),
+        )
 
 
 def _refuse_if_too_large(planned: Plan, data: str, arm: str) -> None:

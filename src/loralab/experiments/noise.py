@@ -18,11 +18,15 @@ import numpy as np
 
 from loralab.errors import ConfigError, RunError
 from loralab.evaluation.statistics.noise import detectable_difference
-from loralab.experiments.readings import Reading, read_cell
+from loralab.evaluation.statistics.seeds import seed_interval
+from loralab.experiments.readings import Runs, read_cell
 from loralab.experiments.study import Study
 
 ENOUGH = 3
 """Runs from which a spread is told."""
+
+LOWER_BOUND = "a lower bound, on these test rows"
+"""Pairs of runs tell what the test rows add; single runs do not."""
 
 
 @dataclass(frozen=True)
@@ -69,34 +73,26 @@ def detectable(study: Study) -> list[Detectable]:
 def _spread(study: Study, data: str) -> tuple[float | None, str]:
     """Return the standard deviation of paired differences, and where it is from."""
     try:
-        final = {
-            (cell.arm, cell.seed): read_cell(study, cell)
-            for cell in study.cells()
-            if (cell.data, cell.stage, cell.status) == (data, "final", "complete")
-        }
-    except RunError:  # a run was deleted since
-        final = {}
-    first = study.config.baseline or next(iter(study.config.arms))
-    pairs = [_paired(final, arm, first) for arm in study.config.arms if arm != first]
+        done = [
+            read_cell(study, cell)
+            for cell in study.finals()
+            if cell.data == data and cell.status == "complete"
+        ]
+    except RunError:  # tuning is not finished, or a run was deleted since
+        done = []
+    runs, arms = Runs(study, done), study.config.arms
+    first = study.config.baseline or next(iter(arms))
+    pairs = [runs.differences(data, arm, first) for arm in arms if arm != first]
     enough = [gaps for gaps in pairs if len(gaps) >= ENOUGH]
     if enough:
-        spread = max(float(np.std(gaps, ddof=1)) for gaps in enough)
-        return spread, f"{len(enough[0])} pairs of this study"
-    alone = [one.value for (arm, _), one in final.items() if arm == first]
+        spreads = [seed_interval(g).standard_error * len(g) ** 0.5 for g in enough]
+        return max(spreads), f"{len(enough[0])} pairs of this study"
+    alone = [one.value for one in runs.of(data, first)]
     if len(alone) >= ENOUGH:
         spread = float(np.std(alone, ddof=1))
-        return 2**0.5 * spread, f"{len(alone)} seeds of {first}, this study"
+        source = f"{len(alone)} seeds of {first}, this study; {LOWER_BOUND}"
+        return 2**0.5 * spread, source
     return _piloted(study, data)
-
-
-def _paired(
-    final: dict[tuple[str, int], Reading], arm: str, reference: str
-) -> list[float]:
-    return [
-        one.value - final[reference, seed].value
-        for (name, seed), one in final.items()
-        if name == arm and (reference, seed) in final
-    ]
 
 
 def _piloted(study: Study, data: str) -> tuple[float | None, str]:
@@ -105,8 +101,8 @@ def _piloted(study: Study, data: str) -> tuple[float | None, str]:
     file = Path(study.config.pilot).expanduser()
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        noise = {one["data"]: one for one in content["noise"]}
-        metric = content["study"]["metric"]
+        noise = [one for one in content["noise"] if one["data"] == data]
+        metric, size = content["study"]["metric"], content["size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             "the pilot cannot be read",
@@ -118,7 +114,14 @@ def _piloted(study: Study, data: str) -> tuple[float | None, str]:
         raise ConfigError(
             f"the pilot measured {metric}, not {study.config.metric}", where=str(file)
         )
-    if data not in noise:
+    if size != study.size:
+        raise ConfigError(
+            f"the pilot is of the size {size}, the study of the size {study.size}",
+            where=str(file),
+            fix="name a pilot of the same size",
+        )
+    if not noise:
         return None, f"{file.name} has no {data}"
-    one = noise[data]
-    return 2**0.5 * float(one["sd"]["value"]), f"{one['seeds']} seeds of {file}"
+    one = max(noise, key=lambda one: float(one["sd"]["value"]))
+    source = f"{one['seeds']} seeds of {file}; {LOWER_BOUND}"
+    return 2**0.5 * float(one["sd"]["value"]), source

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from loralab.errors import RunError
 from loralab.evaluation.compare import row_scores
-from loralab.experiments.study import Cell, Study
+from loralab.evaluation.statistics.seeds import ratio_values
+from loralab.experiments.cells import Cell
+from loralab.experiments.study import Study
 from loralab.runs import Run
 
 Floats = NDArray[np.float64]
@@ -32,7 +34,7 @@ class Reading:
         below: Denominator of each row, [E].
         keys: Of the rows, in order.
         budgets: What was spent, by name; counted on the built model.
-        seconds: Of the training.
+        seconds: Of the training; since the last resume, if it was resumed.
         curve: (step, validation cross-entropy) of every validation.
         record: More of ``run.json``, for the tables.
     """
@@ -97,6 +99,7 @@ def _record(run: Run, content: dict[str, Any], result: dict[str, Any]) -> Any:
         "adapter_bytes": content["adapter_bytes"],
         "peak_memory_bytes": content["peak_memory_bytes"],
         "evaluation_seconds": sum(result["seconds"].values()),
+        "resumed": bool(content["resumes"]),
     }
 
 
@@ -114,7 +117,7 @@ def read_all(study: Study) -> list[Reading]:
     Raises:
         RunError: there is none, or runs of a data set saw different test rows.
     """
-    done = [c for c in study.cells() if c.stage == "final" and c.status == "complete"]
+    done = [cell for cell in study.finals() if cell.status == "complete"]
     if not done:
         raise RunError(
             "no final run has ended yet",
@@ -136,3 +139,53 @@ def _check_rows(readings: Sequence[Reading]) -> None:
                 where=one.cell.data,
                 fix="give all arms the same data.seed and data.max_rows",
             )
+
+
+def values_of(readings: Sequence[Reading]) -> Floats:
+    """Return the metric by seed and row, [S, E]; by seed, [S], where rows have none.
+
+    The mean over rows is the metric of the seed, exactly.
+    """
+    above = [one.above for one in readings]
+    below = readings[0].below
+    shared = below is not None and all(
+        one.below is not None and np.array_equal(one.below, below) for one in readings
+    )
+    if below is None or not shared or any(part is None for part in above):
+        return np.array([one.value for one in readings])
+    return ratio_values(np.stack([part for part in above if part is not None]), below)
+
+
+class Runs:
+    """The readings of a study, by data set and arm.
+
+    Args:
+        study: The study.
+        readings: Of its final runs.
+
+    Attributes:
+        all: The readings.
+    """
+
+    def __init__(self, study: Study, readings: Sequence[Reading]) -> None:
+        self.study, self.all = study, readings
+        offsets = {arm: offset for arm, (_, offset) in study.config.everything.items()}
+        self._by: dict[tuple[str, str], dict[int, Reading]] = {}
+        for one in readings:
+            place = one.cell.seed - offsets[one.cell.arm]
+            self._by.setdefault((one.cell.data, one.cell.arm), {})[place] = one
+
+    def of(self, data: str, arm: str) -> list[Reading]:
+        """Return an arm's readings, by seed."""
+        found = self._by.get((data, arm), {})
+        return [found[place] for place in sorted(found)]
+
+    def differences(self, data: str, arm: str, reference: str) -> Floats:
+        """Return arm minus reference where both have ended, [S, E] or [S]."""
+        one, two = self._by.get((data, arm), {}), self._by.get((data, reference), {})
+        shared = sorted(one.keys() & two.keys())
+        if not shared:
+            return np.empty(0)
+        both = [one[i] for i in shared] + [two[i] for i in shared]
+        values = values_of(both)  # one denominator for both arms
+        return np.asarray(values[: len(shared)] - values[len(shared) :])

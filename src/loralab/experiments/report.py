@@ -110,10 +110,14 @@ def _callouts(analysis: Analysis) -> list[Part]:
     found: list[Part] = []
     if analysis["size"] == "smoke":
         found.append(Callout("warning", "A smoke study: it shows that it runs."))
-    broken = [one["name"] for one in analysis["controls"] if not one["held"]]
+    broken = [one["name"] for one in analysis["controls"] if one["held"] is False]
     if broken:
         text = f"Controls that did not hold: {', '.join(broken)}."
         found.append(Callout("bad", text))
+    unseen = [one["name"] for one in analysis["controls"] if one["held"] is None]
+    if unseen:
+        text = f"Controls that these runs are too few to show: {', '.join(unseen)}."
+        found.append(Callout("warning", text))
     left = analysis["waiting"], len(analysis["failed"])
     if any(left):
         text = f"{left[0]} runs have not ended, {left[1]} have failed."

@@ -106,10 +106,11 @@ def _comparisons_table(analysis: Analysis, key: str, title: str) -> Table:
     rows = [_comparison(one) for one in analysis[key]]
     power = f"{100 * analysis['study']['power']:g} %"
     notes = [
-        f"Better is {analysis['better']}. p: corrected for all comparisons (Holm); a "
-        f"verdict needs it below {analysis['study']['alpha']:g}. flips: exact "
-        "sign-flip test over seeds, as a cross-check. TOST: two one-sided tests against "
-        "the difference that matters; below that level the arms are equivalent.",
+        f"Better is {analysis['better']}. p: corrected for all planned comparisons "
+        f"(Holm); a verdict needs it below {analysis['study']['alpha']:g}. flips: the "
+        "sign-flip test over seeds, a cross-check, with the least it can give. TOST: "
+        "two one-sided tests against the difference that matters, corrected too; below "
+        "that level the arms are equivalent.",
         f"seen: the smallest true difference that such runs see with {power} power; "
         "where it exceeds what matters, inconclusive says nothing (too few seeds).",
     ]
@@ -117,7 +118,7 @@ def _comparisons_table(analysis: Analysis, key: str, title: str) -> Table:
 
 
 def _comparison(one: dict[str, Any]) -> list[Cell]:
-    tested = "difference" in one
+    flips = one.get("permutation")
     return [
         one["data"],
         one["arm"],
@@ -125,10 +126,10 @@ def _comparison(one: dict[str, Any]) -> list[Cell]:
         f"{one['seeds']} of {one['planned']}",
         read_interval(one.get("difference")),
         said(one),
-        one["p_holm"] if tested else None,
-        one["permutation"]["p_value"] if tested else None,
-        one["equivalence"]["p_value"] if tested else None,
-        one.get("smallest_difference"),
+        one["p_holm"],
+        flips and f"{flips['p_value']:.4f} (≥ {flips['smallest']:.2g})",
+        one["p_equivalence_holm"],
+        one["smallest_difference"],
         one.get("detectable"),
     ]
 
@@ -162,17 +163,17 @@ def _over_tasks_table(analysis: Analysis) -> Table:
 def said(one: dict[str, Any]) -> str:
     """Return a verdict in words, with what limits it."""
     word = str(one["verdict"])
-    if one.get("negligible"):
-        word += ", but smaller than matters"
-    if word == "inconclusive":
-        word += f" ({one.get('why') or 'too few seeds'})" if _weak(one) else ""
+    if one["negligible"]:
+        word += ", but less than matters"
+    if word == "inconclusive" and (one.get("why") or one["underpowered"]):
+        word += f" ({one.get('why') or 'too few seeds'})"
+    if one["seeds"] < one["planned"]:
+        word += f", on {one['seeds']} of {one['planned']} pairs"
     if "held" in one:
-        word += "; holds" if one["held"] else f"; EXPECTED {one['expected']}"
+        word += {True: "; holds", False: "; DOES NOT HOLD", None: "; not shown"}[
+            one["held"]
+        ]
     return word
-
-
-def _weak(one: dict[str, Any]) -> bool:
-    return bool(one.get("why") or one.get("underpowered"))
 
 
 def _noise_table(analysis: Analysis) -> Table:
@@ -260,9 +261,17 @@ def _tuning_table(analysis: Analysis) -> Table:
 
 
 def _failed_table(analysis: Analysis) -> Table:
-    columns = [Column("data"), Column("arm"), Column("seed"), Column("error")]
+    names = ("data", "arm", "seed", "stage", "point", "error")
+    columns = [Column(name) for name in names]
     rows: list[list[Cell]] = [
-        [one["data"], one["arm"], one["seed"], one["error"]]
+        [
+            one["data"],
+            one["arm"],
+            one["seed"],
+            one["stage"],
+            " ".join(one["point"]),
+            one["error"],
+        ]
         for one in analysis["failed"]
     ]
     return Table("Runs that failed, left out of every number above", columns, rows)
@@ -279,6 +288,7 @@ def _runs_table(analysis: Analysis) -> Table:
         Column("steps"),
         Column("tokens"),
         Column("training", "s", digits=1),
+        Column("resumed"),
     ]
     rows: list[list[Cell]] = [
         [
@@ -290,6 +300,7 @@ def _runs_table(analysis: Analysis) -> Table:
             int(one["steps"]),
             int(one["tokens"]),
             one["seconds"],
+            "time since then" if one["resumed"] else "",
         ]
         for one in analysis["runs"]
     ]

@@ -11,6 +11,7 @@ Everything else is the same in every run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -54,7 +55,9 @@ class Axis:
 
     def number(self, value: float) -> int | float:
         """Return a number of an interval as the configuration wants it."""
-        return round(value) if self.whole else float(f"{value:.6g}")
+        if not self.whole:
+            return float(f"{value:.6g}")
+        return min(max(round(value), math.ceil(self.low)), math.floor(self.high))
 
     def at(self, value: Any) -> str:
         """Return the override that sets this key."""

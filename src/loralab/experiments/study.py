@@ -18,52 +18,25 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from loralab.config import ExperimentConfig, compose
 from loralab.errors import ConfigError, RunError
+from loralab.experiments.cells import Cell, key_of, read_cells, written
 from loralab.experiments.jobs import Job, Outcome
 from loralab.experiments.objective import better, objective
 from loralab.experiments.space import Point
-from loralab.experiments.study_config import StudyConfig
+from loralab.experiments.study_config import TUNING_SEEDS, StudyConfig
 from loralab.experiments.sweep import named
 from loralab.runs import Run
 from loralab.runs.files import write_json
 from loralab.runs.run import held
 
 FORMAT_VERSION = 1
-TUNING_SEEDS = 10_000
-"""Seeds of tuning begin here: never those of the final runs."""
-
 OnEvent = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study.
-
-    Attributes:
-        data: Name of the data set.
-        arm: Name of the arm or control.
-        seed: Of the training.
-        stage: ``tuning`` or ``final``.
-        point: What tuning sets, as overrides.
-        run: The name of its run.
-        status: ``waiting``, ``complete`` or ``failed``.
-        error: Why it failed.
-    """
-
-    data: str
-    arm: str
-    seed: int
-    stage: str
-    point: Point
-    run: str = ""
-    status: str = "waiting"
-    error: str = ""
 
 
 class Study:
@@ -98,6 +71,7 @@ class Study:
 
     def compose(self, cell: Cell) -> ExperimentConfig:
         """Return the configuration of a cell's run."""
+        cell = key_of(cell)
         if cell not in self._composed:
             choice = self.config.choices[cell.data]
             arm, _ = self.config.everything[cell.arm]
@@ -113,8 +87,8 @@ class Study:
         return self._composed[cell]
 
     def run_of(self, cell: Cell) -> Run:
-        """Return the run of a cell, trained or not."""
-        return Run(self.runs_dir / self.compose(cell).run_id)
+        """Return the run of a cell: the recorded one, or the one it would have."""
+        return Run(self.runs_dir / (cell.run or self.compose(cell).run_id))
 
     def seeds(self, data: str) -> int:
         """Return how many seeds a data set has."""
@@ -155,12 +129,29 @@ class Study:
         Raises:
             RunError: tuning is not finished, or has its best value on an edge.
         """
+        every = self.config.everything
+        chosen = {
+            (data, arm): self.chosen(data, arm)
+            for data in self.config.choices
+            for arm in every
+        }
         return [
-            Cell(data, arm, offset + seed, "final", self.chosen(data, arm))
+            Cell(data, arm, offset + seed, "final", chosen[data, arm])
             for data in self.config.choices
             for seed in range(self.seeds(data))
-            for arm, (_, offset) in self.config.everything.items()
+            for arm, (_, offset) in every.items()
         ]
+
+    def finals(self) -> list[Cell]:
+        """Return the final cells as they are recorded; waiting where they are not.
+
+        Cells that another choice of tuning has left behind are not among them.
+
+        Raises:
+            RunError: see `final_cells`.
+        """
+        known = {key_of(cell): cell for cell in self.cells()}
+        return [known.get(cell, cell) for cell in self.final_cells()]
 
     def chosen(self, data: str, arm: str) -> Point:
         """Return an arm's best point by validation rows.
@@ -188,7 +179,7 @@ class Study:
         tuning = self.config.tuning
         assert tuning is not None
         sign = 1.0 if better(tuning.metric) == "lower" else -1.0
-        known = {_key(cell): cell for cell in self.cells()}
+        known = {key_of(cell): cell for cell in self.cells()}
         found: dict[Point, float] = {}
         for cell in self.tuning_cells():
             if (cell.data, cell.arm) != (data, arm):
@@ -197,7 +188,7 @@ class Study:
             if record.status == "failed":
                 value: float | None = math.inf
             elif record.status == "complete":
-                value = objective(self.run_of(cell), tuning.metric)
+                value = objective(self.run_of(record), tuning.metric)
             else:
                 raise RunError(
                     f"tuning is not finished: {arm} on {data}",
@@ -233,18 +224,7 @@ class Study:
         Raises:
             RunError: the record cannot be read.
         """
-        if not self.file.is_file():
-            return []
-        try:
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            return [Cell(**{**c, "point": tuple(c["point"])}) for c in content["cells"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                "the record of this study cannot be read",
-                where=str(self.file),
-                why=str(error),
-                fix="move it away; runs beside it are found again",
-            ) from None
+        return read_cells(self.file)
 
     def write(self, cells: Sequence[Cell]) -> None:
         """Write the record."""
@@ -256,6 +236,20 @@ class Study:
             "cells": [asdict(cell) for cell in cells],
         }
         write_json(self.file, content)
+
+    def _refuse_twins(self, cells: Sequence[Cell]) -> None:
+        """Refuse two cells that are the same run: their difference is nothing."""
+        seen: dict[str, Cell] = {}
+        for cell in cells:
+            run = self.compose(cell).run_id
+            if run in seen:
+                raise ConfigError(
+                    f"{seen[run].arm} and {cell.arm} are the same run on {cell.data}",
+                    where=self.config.name,
+                    why="their overrides come to the same configuration",
+                    fix="mend an override, or take one of them out",
+                )
+            seen[run] = cell
 
     def run(
         self,
@@ -283,6 +277,7 @@ class Study:
         tell = on_event or (lambda _: None)
         with held(self.path):
             for wanted in (self.tuning_cells, self.final_cells):
+                self._refuse_twins(wanted())
                 queue = Queue(self, wanted(), until, retry, tell)
                 work(checked, queue, self.runs_dir, self.path)
                 if queue.left:
@@ -303,19 +298,25 @@ class Queue:
     ) -> None:
         self._study, self._until, self._tell = study, until, tell
         self._cells = study.cells()
-        places = {_key(cell): i for i, cell in enumerate(self._cells)}
+        places = {key_of(cell): i for i, cell in enumerate(self._cells)}
         self._waiting: list[int] = []
         for cell in wanted:
-            if _key(cell) not in places:
-                places[_key(cell)] = len(self._cells)
+            if key_of(cell) not in places:
+                places[key_of(cell)] = len(self._cells)
                 run = study.compose(cell).run_id
                 self._cells.append(replace(cell, run=run))
-            place = places[_key(cell)]
+            place = places[key_of(cell)]
+            if self._cells[place].run != study.compose(cell).run_id:
+                raise RunError(
+                    "an experiment has changed since this study began",
+                    where=str(study.path),
+                    why="half of its runs would be of another experiment",
+                    fix="restore the experiment, or give the study another name",
+                )
             status = self._cells[place].status
             if status == "waiting" or (status == "failed" and retry):
                 self._waiting.append(place)
         self._waiting.reverse()
-        self._handed: set[int] = set()
         study.write(self._cells)
         tell({"event": "stage", "total": len(wanted), "left": len(self._waiting)})
 
@@ -331,7 +332,7 @@ class Queue:
         place = self._waiting.pop()
         cell = self._cells[place]
         self._say(place, replace(cell, status="running"))
-        return Job(place, self._study.compose(_key(cell)))
+        return Job(place, self._study.compose(key_of(cell)))
 
     def event(self, job: Job, event: dict[str, Any]) -> bool:
         """Pass an event on; nothing is pruned."""
@@ -361,16 +362,6 @@ class Queue:
         )
 
 
-def written(value: Any) -> str:
-    """Return a value of a grid as an override has it."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _key(cell: Cell) -> Cell:
-    """Return a cell as it was asked for: without what became of it."""
-    return Cell(cell.data, cell.arm, cell.seed, cell.stage, cell.point)
-
-
 def find_study(
     reference: str, size: str = "smoke", runs_dir: str | Path = "runs"
 ) -> Study:
@@ -384,6 +375,16 @@ def find_study(
     record = Path(reference) / "study.json"
     if not record.is_file():
         return Study(read_study(reference), size, runs_dir)
-    content = json.loads(record.read_text(encoding="utf-8"))
-    config = StudyConfig.model_validate(content["config"])
-    return Study(config, content["size"], record.parent.parent)
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        config = StudyConfig.model_validate(content["config"])
+        study = Study(config, content["size"], record.parent.parent)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            "the record of this study cannot be read",
+            where=str(record),
+            why=str(error),
+            fix="name the study.yaml instead",
+        ) from None
+    study.path = record.parent
+    return study

@@ -30,11 +30,24 @@ from loralab.errors import ConfigError
 from loralab.registry import Strict
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+TUNING_SEEDS = 10_000
+"""Seeds of tuning begin here: never those of the final runs."""
+
 FEWEST_VALUES = 3
 """With fewer values every best one lies on an edge of its grid."""
 
 Budget = Literal["trainable", "tokens", "steps", "examples"]
 Overrides = list[str]
+
+
+def number(value: Any) -> Any:
+    """Return what YAML meant: it reads ``3e-4`` as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 class DataChoice(Strict):
@@ -58,14 +71,15 @@ class Tuning(Strict):
     @field_validator("grid")
     @classmethod
     def _has_an_inside(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for key, values in grid.items():
+        found = {key: [number(one) for one in values] for key, values in grid.items()}
+        for key, values in found.items():
             if len(values) < FEWEST_VALUES or len(set(map(str, values))) < len(values):
                 raise PydanticCustomError(
                     "loralab",
                     "{k} needs at least three different values, or each is on an edge",
                     {"k": key},
                 )
-        return grid
+        return found
 
 
 class Control(Strict):
@@ -142,6 +156,34 @@ class StudyConfig(Strict):
                     "controls.{n}: needs a name of its own, and `of` one of: {a}",
                     {"n": name, "a": ", ".join(self.arms)},
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_apart(self) -> StudyConfig:
+        most = max(size.seeds for size in self.sizes.values())
+        for name, control in self.controls.items():
+            offset = control.seed_offset
+            if 0 < offset < most or offset + most > TUNING_SEEDS:
+                raise PydanticCustomError(
+                    "loralab",
+                    "controls.{n}.seed_offset: {o} would share seeds with its arm or "
+                    "with tuning; take {m} or more, and less than {t}",
+                    {"n": name, "o": offset, "m": most, "t": TUNING_SEEDS - most},
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tuning_is_not_undone(self) -> StudyConfig:
+        tuned = self.tuning.grid if self.tuning else {}
+        for arm, (overrides, _) in self.everything.items():
+            for text in overrides:
+                key = text.partition("=")[0]
+                if key in tuned:
+                    raise PydanticCustomError(
+                        "loralab",
+                        "{a} sets {k}, and tuning sets it again; take it out of one",
+                        {"a": arm, "k": key},
+                    )
         return self
 
     @property

@@ -125,19 +125,34 @@ class Sweep:
         self.runs_dir = Path(runs_dir)
         self.space = read_space(config.overrides)
         self._tell = on_event or (lambda _: None)
-        make, self._params = named("sampler", config.sampler, config.params)
-        self._sampler = make(self._params, self.space)
+        self._retry = retry
         self._composed: dict[Point, ExperimentConfig] = {}
-        self.points = getattr(self._sampler, "points", None)
-        """All points, where the sampler knows them before the start."""
-        for point in self.points or ():
-            self._compose(point)
+        self._params: Any = None
+        self._make_sampler()
+        self._refuse_twins()
         self.base = self._compose(self.points[0] if self.points else self._inside())
         check_objective(self.base, config.metric)
         self.path = self.runs_dir / f"{self.base.name}-sweep-{self._hash()}"
         self._sign = 1.0 if better(config.metric) == "lower" else -1.0
-        self.trials = self._read()
-        self._again = self._resume(retry)
+        self.trials: list[Trial] = []
+        self._again: list[Trial] = []
+        self._resume()
+
+    def _make_sampler(self) -> None:
+        make, self._params = named("sampler", self.config.sampler, self.config.params)
+        self._sampler = make(self._params, self.space)
+        self.points = getattr(self._sampler, "points", None)
+        """All points, where the sampler knows them before the start."""
+
+    def _refuse_twins(self) -> None:
+        """Judge every point that is known; two may not be the same run."""
+        seen: dict[str, Point] = {}
+        for point in self.points or ():
+            run = self._compose(point).run_id
+            if run in seen:
+                both = f"{' '.join(seen[run])} and {' '.join(point)}"
+                raise ConfigError(f"{both} are the same run", fix="list it once")
+            seen[run] = point
 
     def _compose(self, point: Point) -> ExperimentConfig:
         if point not in self._composed:
@@ -171,7 +186,16 @@ class Sweep:
     @property
     def total(self) -> int:
         """How many trials there will be (at most, where the sampler decides)."""
-        return len(self.points) if self.points else int(self._params.trials)
+        if self.points:
+            return len(self.points)
+        return int(getattr(self._params, "trials", len(self.trials)))
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to be run."""
+        ended = sum(trial.status != "running" for trial in self.trials)
+        again = sum(trial.status != "running" for trial in self._again)
+        return self.total - ended + again
 
     def _read(self) -> list[Trial]:
         file = self.path / "sweep.json"
@@ -191,16 +215,17 @@ class Sweep:
                 fix="move the directory away; runs beside it are found again",
             ) from None
 
-    def _resume(self, retry: bool) -> list[Trial]:
-        """Tell the sampler of earlier trials; return those to be tried again."""
-        again = []
+    def _resume(self) -> None:
+        """Read the record, tell the sampler of it, and note what is tried again."""
+        self._make_sampler()
+        self.trials, self._again = self._read(), []
         for trial in self.trials:
             unfinished = trial.status == "running"
-            if unfinished or (retry and trial.status in ("failed", "pruned")):
-                again.append(trial)
+            if unfinished or (self._retry and trial.status == "failed"):
+                self._again.append(trial)
             value = None if trial.objective is None else self._sign * trial.objective
             self._sampler.replay(trial.point, value)
-        return again[::-1]
+        self._again.reverse()
 
     def _write(self) -> None:
         content = {
@@ -274,6 +299,12 @@ class Sweep:
         if outcome.status == "complete":
             run = Run(self.runs_dir / job.config.run_id)
             value = objective(run, self.config.metric)
+            if value is None and self.points is None:
+                raise ConfigError(
+                    "there are no validation rows, and trials are chosen by them",
+                    where=str(run.path),
+                    fix="raise data.validation_fraction, or take --sampler grid",
+                )
         trial = replace(
             self.trials[job.number],
             status=outcome.status,
@@ -292,10 +323,9 @@ class Sweep:
         """
         work, checked = named("executor", executor, params)
         with held(self.path):
+            self._resume()  # nobody else writes the record from here on
             self._write()
-            ended = sum(trial.status != "running" for trial in self.trials)
-            left = self.total - ended + len(self._again)
-            self._tell({"event": "stage", "total": self.total, "left": left})
+            self._tell({"event": "stage", "total": self.total, "left": self.left})
             work(checked, self, self.runs_dir, self.path)
         return self.trials
 
@@ -336,4 +366,5 @@ def sweep(
         **params: Of the sampler.
     """
     config = SweepConfig(experiment, tuple(overrides), sampler, params, metric)
-    return Sweep(config, runs_dir, on_event=on_event).run(workers=workers)
+    asked: dict[str, Any] = {} if workers is None else {"workers": workers}
+    return Sweep(config, runs_dir, on_event=on_event).run(**asked)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -101,6 +102,7 @@ def _train(wire: _Wire, order: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and ends us
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # nobody's print may stand between our lines
     wire = _Wire(out)

@@ -87,15 +87,27 @@ def train(
     if status != "absent" and force:
         aside = move_aside(run)
         tell({"event": "moved", "to": str(aside)})
-    if not resumed:
-        run = create(config, Path(runs_dir), "adapter")
-    log = EventLog(run, on_event)
-    with run.locked(), run_log(run.path / "log.txt", since=began):
-        _check_resumable(run, prepared)
-        remove_leftovers(run.path)
-        with opened(config.training.callbacks, run, log) as callbacks:
-            _run_training(run, prepared, log, callbacks)
+    with run.locked():
+        if not resumed:
+            _refuse_begun(run)
+            create(config, Path(runs_dir), "adapter")
+        log = EventLog(run, on_event)
+        with run_log(run.path / "log.txt", since=began):
+            _check_resumable(run, prepared)
+            remove_leftovers(run.path)
+            with opened(config.training.callbacks, run, log) as callbacks:
+                _run_training(run, prepared, log, callbacks)
     return run
+
+
+def _refuse_begun(run: Run) -> None:
+    """Refuse a run that another process has begun while this one prepared."""
+    if (run.path / "run.json").is_file():
+        raise RunError(
+            "another process has begun this run",
+            where=str(run.path),
+            fix="wait for it; the same call then finds it",
+        )
 
 
 def _not_finished(run: Run, status: str) -> RunError:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,15 @@ class _Worker:
                 "a worker process does not start",
                 where=str(self._log),
                 why=self._log.read_text(encoding="utf-8").strip()[-400:],
+                fix="mend what it says, and call again",
             )
         return process
 
     def _send(self, **message: Any) -> None:
         assert self._process and self._process.stdin
-        try:
+        with suppress(BrokenPipeError):  # it has died; reading says so
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died; reading says so
 
     def _receive(self) -> dict[str, Any]:
         """Return its next line; ``{}`` if it has died."""
@@ -135,7 +135,8 @@ class _Worker:
         if self._process is None:
             return
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it has died with a line unread
+            self._process.stdin.close()
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

@@ -1,12 +1,14 @@
 """Points chosen by Optuna: TPE (Bergstra et al. 2011), with pruning by the median.
 
 What a trial minimizes is a loss; a metric that is better when higher is negated by the
-caller. Trials of a sweep that was killed are told to Optuna again, so it goes on from
-all that was learned; with several workers the points depend on which ends first.
+caller. Complete trials of a sweep that was killed are told to Optuna again (those that
+were pruned or failed are only not tried again); with several workers the points depend
+on which ends first.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -17,6 +19,10 @@ from loralab.registry import Params, register
 
 if TYPE_CHECKING:
     from optuna import Trial
+
+
+DRAWS_PER_POINT = 200
+"""How often Optuna is asked for a point that has not been tried, before giving up."""
 
 
 class OptunaParams(Params):
@@ -44,7 +50,7 @@ class OptunaSampler:
             sampler=optuna.samplers.TPESampler(seed=params.seed),
             pruner=pruners[params.pruner](),
         )
-        self._space = space
+        self._space, self._seed = space, params.seed
         self._laws = {axis.key: _law(axis) for axis in space.axes}
         self._left = params.trials
         self._running: dict[Point, Trial] = {}
@@ -52,11 +58,13 @@ class OptunaSampler:
 
     def ask(self) -> Point | None:
         """Return a point, one that has not been tried if there is any; or None."""
-        for _ in range(self._left):
-            self._left -= 1
+        if self._left <= 0:
+            return None
+        for _ in range(DRAWS_PER_POINT):
             trial = self._study.ask(self._laws)
             point = tuple(axis.at(trial.params[axis.key]) for axis in self._space.axes)
             if point not in self._seen:
+                self._left -= 1
                 self._seen.add(point)
                 self._running[point] = trial
                 return point
@@ -65,8 +73,12 @@ class OptunaSampler:
 
     def replay(self, point: Point, value: float | None) -> None:
         """Tell Optuna of a trial of an earlier process."""
+        import optuna
+
         self._left -= 1
         self._seen.add(point)
+        self._seed += 1  # or the first draws would come again
+        self._study.sampler = optuna.samplers.TPESampler(seed=self._seed)
         if value is not None:
             self._add(point, value)
 
@@ -120,7 +132,8 @@ def _law(axis: Axis) -> Any:
     if axis.listed:
         return CategoricalDistribution(axis.values)
     if axis.whole:
-        return IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+        low, high = math.ceil(axis.low), math.floor(axis.high)
+        return IntDistribution(low, high, log=axis.log)
     return FloatDistribution(axis.low, axis.high, log=axis.log)
 
 

@@ -27,7 +27,8 @@ def draw(axis: Axis, rng: np.random.Generator) -> str:
     if axis.listed:
         return axis.at(axis.values[int(rng.integers(len(axis.values)))])
     if axis.whole and not axis.log:
-        return axis.at(int(rng.integers(int(axis.low), int(axis.high) + 1)))
+        low, high = math.ceil(axis.low), math.floor(axis.high)
+        return axis.at(int(rng.integers(low, high + 1)))
     if axis.log:
         value = math.exp(rng.uniform(math.log(axis.low), math.log(axis.high)))
     else:
