@@ -243,8 +243,9 @@ class Study:
         for cell in cells:
             run = self.compose(cell).run_id
             if run in seen:
+                both = [f"{one.arm} on {one.data}" for one in (seen[run], cell)]
                 raise ConfigError(
-                    f"{seen[run].arm} and {cell.arm} are the same run on {cell.data}",
+                    f"{' and '.join(both)} are the same run",
                     where=self.config.name,
                     why="their overrides come to the same configuration",
                     fix="mend an override, or take one of them out",
