@@ -36,6 +36,11 @@ FOUR_BIT = 4.127 / 16
 """NF4 with double quantization: bits a weight, against 16 (Dettmers et al. 2023)."""
 
 
+KERNELS = 77_000_000
+"""Bytes of the compiled kernels that a CPU keeps, 128 at about 0.6 MB: one a shape, and
+evaluation meets many shapes. In training `SLACK` holds them."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Predicted peaks, in bytes; `process` and `loading` are zero on a GPU.
@@ -189,7 +194,7 @@ def predict_memory(prepared: Prepared) -> tuple[Memory, Rehearsal]:
         process,
         process + stored + found.weights,
         process + found.training,
-        process + found.evaluation,
+        process + found.evaluation + KERNELS,
         available,
     ), found
 
