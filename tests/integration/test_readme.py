@@ -29,7 +29,11 @@ def smaller(words):
     if words[0] == "train":
         return SMALL
     if words[0] == "sweep":
-        return [*SMALL, *(["--trials", "2"] if "--trials" in words else [])]
+        return [
+            *SMALL,
+            "--no-cost",
+            *(["--trials", "2"] if "--trials" in words else []),
+        ]
     return []
 
 
@@ -53,7 +57,8 @@ def test_commands_and_python(workplace):
     listed = commands()
     assert len(listed) >= 8
     for command in listed:
-        words = shlex.split(command, comments=True)[1:]
+        words = shlex.split(command.replace("seed=range(3)", "seed=0"), comments=True)
+        words = words[1:]
         outcome = loralab(*words, *smaller(words))
         # four steps need not beat the base, and doctor then says so with 1
         allowed = (0, 1) if words[0] == "doctor" else (0,)
