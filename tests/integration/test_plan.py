@@ -147,6 +147,7 @@ except TrainingError as error:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory by the Linux way")
+@pytest.mark.slow
 def test_a_training_that_runs_out_of_memory_says_what_would_fit(tmp_path):
     changes = [
         "data.max_rows={train: 128, validation: 8, test: 8}",
