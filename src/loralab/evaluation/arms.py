@@ -97,6 +97,7 @@ def measure(
                     arm.samples += texts
             arm.take(said, first)
             arm.seconds += time.perf_counter() - start
+        del chunk, examples  # or they live on while the next are encoded
     return arms, notes
 
 

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 
 from loralab.data.examples import Answer, Examples
 from loralab.data.tasks._columns import column_of, text_of
+from loralab.data.tasks._processor import require_padding
 from loralab.data.tasks.text_classification import softmax
 from loralab.errors import DataError, ModelError
 from loralab.registry import Params, register
@@ -148,11 +149,7 @@ class QuestionAnswering:
 
     def prepare(self, processor: Any) -> None:
         """Check that texts can be padded, and that position 0 is free."""
-        if processor.pad_token is None:
-            raise ModelError(
-                "the tokenizer has no padding token, so texts cannot be batched",
-                fix="choose a base model whose tokenizer has one",
-            )
+        require_padding(processor)
         if processor("a", "b").sequence_ids(0)[0] is not None:
             raise ModelError(
                 "the tokenizer puts no special token first, so nothing can stand for "

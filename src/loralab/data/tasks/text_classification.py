@@ -9,7 +9,8 @@ from pydantic import Field
 
 from loralab.data.examples import Answer, Examples
 from loralab.data.tasks._columns import column_of, text_of
-from loralab.errors import DataError, ModelError
+from loralab.data.tasks._processor import require_padding
+from loralab.errors import DataError
 from loralab.registry import Params, register
 
 if TYPE_CHECKING:
@@ -97,11 +98,7 @@ class TextClassification:
 
     def prepare(self, processor: Any) -> None:
         """Check that texts can be padded."""
-        if processor.pad_token is None:
-            raise ModelError(
-                "the tokenizer has no padding token, so texts cannot be batched",
-                fix="choose a base model whose tokenizer has one",
-            )
+        require_padding(processor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
         """Return token ids and class indices; texts are cut at ``max_length``."""

@@ -19,8 +19,9 @@ from pydantic import Field, model_validator
 from loralab.data.entities import are_entity_tags, entities
 from loralab.data.examples import IGNORE, Answer, Examples
 from loralab.data.tasks._columns import words_of
+from loralab.data.tasks._processor import require_padding
 from loralab.data.tasks.text_classification import softmax
-from loralab.errors import DataError, ModelError
+from loralab.errors import DataError
 from loralab.registry import Params, register
 
 if TYPE_CHECKING:
@@ -93,11 +94,7 @@ class TokenClassification:
 
     def prepare(self, processor: Any) -> None:
         """Check that texts can be padded; let a byte-level tokenizer mark words."""
-        if processor.pad_token is None:
-            raise ModelError(
-                "the tokenizer has no padding token, so texts cannot be batched",
-                fix="choose a base model whose tokenizer has one",
-            )
+        require_padding(processor)
         before = processor.backend_tokenizer.pre_tokenizer
         if getattr(before, "add_prefix_space", True) is False:  # RoBERTa, GPT-2
             before.add_prefix_space = True

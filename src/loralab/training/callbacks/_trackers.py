@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def fields(config: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-class Tracker(TrainerCallback):
+class Tracker(TrainerCallback, ABC):
     """Turns the events of a run into scalars; a subclass writes them down.
 
     Attributes:
@@ -87,13 +88,13 @@ class Tracker(TrainerCallback):
         elif (found := scalars(event)) and event["step"] > self.has:
             self.write(event["step"], found)
 
+    @abstractmethod
     def write(self, step: int, values: Scalars) -> None:
         """Write the figures of a step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_results(self, values: Scalars) -> None:
         """Write the figures of the final evaluation of a split."""
-        raise NotImplementedError
 
 
 class TensorBoardCallback(Tracker):
