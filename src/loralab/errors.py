@@ -56,6 +56,10 @@ class AdapterError(LoralabError):
     """An adapter that does not fit: targets, keys, base or template."""
 
 
+class QuantizationError(LoralabError):
+    """A weight that a storage format cannot hold, or a format that does not exist."""
+
+
 class RunError(LoralabError):
     """A run directory that is missing, busy, broken or not what was asked for."""
 

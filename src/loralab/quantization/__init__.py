@@ -1,0 +1,1 @@
+"""Numerics of storage: a weight in few bits, and how many bytes that is."""
