@@ -29,6 +29,7 @@ PACKAGES = {
     "task": "loralab.data.tasks",
     "data source": "loralab.data.sources",
     "PEFT method": "loralab.adapters.methods",
+    "rank strategy": "loralab.adapters.ranks",
     "metric": "loralab.evaluation.metrics",
     "callback": "loralab.training.callbacks",
     "sampler": "loralab.experiments.samplers",

@@ -74,6 +74,23 @@ class PEFTConfig(Named):
     name: str = "lora"
 
 
+class RankStrategyConfig(Named):
+    """How ranks are allocated; a bare name will do, and `_` for `-` in it."""
+
+    kind = "rank strategy"
+    name: str = "uniform"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _dashes(cls, name: Any) -> Any:
+        return name.replace("_", "-") if isinstance(name, str) else name
+
+
 class MetricConfig(Named):
     """A metric; its bare name will do where it needs no params."""
 
@@ -263,7 +280,7 @@ class ExperimentConfig(Strict):
     task: TaskConfig
     model: ModelConfig
     data: DataConfig
-    peft: PEFTConfig = PEFTConfig()
+    peft: PEFTConfig = Field(default_factory=PEFTConfig)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -37,6 +37,8 @@ from loralab.reporting.style import (
     PALE_INK,
     SEQUENTIAL,
     SMALL,
+    TEXT,
+    TITLE_LINE,
     ZONE,
     style,
 )
@@ -68,10 +70,16 @@ def _decimals(numbers: Sequence[float]) -> int:
     return max(0, math.ceil(math.log10(_SPLIT / spread))) if spread else 2
 
 
+def _whole(cells: Sequence[Sequence[HeatCell]]) -> bool:
+    """Return whether all cells that are known count something."""
+    known = [c for row in cells for c in row if not math.isnan(_number(c))]
+    return all(isinstance(cell, int) for cell in known)
+
+
 def _texts(cells: Sequence[Sequence[HeatCell]]) -> list[list[str]]:
     """Return each cell's text, an interval on a second line."""
-    numbers = [_number(cell) for row in cells for cell in row]
-    digits = _decimals([number for number in numbers if not math.isnan(number)])
+    known = [n for row in cells for c in row if not math.isnan(n := _number(c))]
+    digits = 0 if _whole(cells) else _decimals(known)
 
     def shown(cell: HeatCell) -> str:
         number = _number(cell)
@@ -155,16 +163,19 @@ def heat_map(
     columns: Sequence[str],
     label: str,
     centre: float | None = None,
+    title: str = "",
 ) -> Figure:
     """Draw a matrix of numbers as colours, with the numbers in the cells.
 
     Args:
         values: [rows, columns]; a NaN cell is hatched, an `Interval` shows its bounds.
+            Numbers that are all of type int are shown without decimals.
         rows: Names, from the top.
         columns: Names, from the left.
         label: Of the values, with a unit in parentheses.
         centre: Where two colours meet, for values with a meaningful middle; without
             it one colour grows lighter.
+        title: One or more lines above the map; the figure is as wide as they are.
 
     Raises:
         ValueError: a label without a unit, values of another shape, an infinite value.
@@ -179,19 +190,26 @@ def heat_map(
         margin = names / POINTS_PER_INCH + MARGIN
         height = CELL_HEIGHT * (1 + lines) / 2 * len(rows)
         figure = empty_figure(
-            margin + width * len(columns) + BAR_WIDTH,
-            height + (margin if slant else AXIS_HEIGHT),
+            max(
+                margin + width * len(columns) + BAR_WIDTH,
+                text_width(title) / POINTS_PER_INCH + MARGIN,
+            ),
+            height
+            + (margin if slant else AXIS_HEIGHT)
+            + len(title.splitlines()) * TITLE_LINE,
         )
         axes = figure.add_subplot()
+        if title:
+            figure.suptitle(title, fontsize=TEXT)
         _draw(axes, values, _scale(numbers, centre))
         _name_axes(axes, rows, columns, slant)
-        _name_bar(figure.axes[-1], check_label(label))
+        _name_bar(figure.axes[-1], check_label(label), _whole(values))
         return freeze(figure)
 
 
-def _name_bar(bar: Axes, label: str) -> None:
+def _name_bar(bar: Axes, label: str, whole: bool) -> None:
     bar.set_ylabel(label)
-    bar.yaxis.set_major_locator(MaxNLocator(5))
+    bar.yaxis.set_major_locator(MaxNLocator(5, integer=whole))
     bar.spines["outline"].set_visible(False)
 
 
