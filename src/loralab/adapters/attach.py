@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from loralab import registry
+from loralab.adapters.abilities import require
+from loralab.adapters.adalora import EPSILON
+from loralab.adapters.allotment import Allotment, allot
+from loralab.adapters.calibration import Batches
+from loralab.adapters.files import Plain, load_weights
+from loralab.adapters.initialise import initialise, plain_difference
+from loralab.adapters.site import Site, site_of, wrap
 from loralab.config import PEFTConfig
 from loralab.errors import AdapterError
-from loralab.models.architecture import match_targets, peft_targets, target_patterns
+from loralab.models.architecture import kind_of
 from loralab.models.base import LoadedModel
-from loralab.models.forward import HEADS
 from loralab.models.quiet import quiet_libraries
+from loralab.registry import Params
 
 
 @dataclass(frozen=True)
@@ -22,70 +33,176 @@ class Attached:
         model: The PEFT model.
         trainable: Trained parameters.
         total: All parameters.
-        matched: Pattern -> how many modules it matched.
-        scales: Effective scale alpha / rank -> how many modules have it.
+        modules: Pattern -> the modules it matched.
+        scales: Effective scale of the update -> how many modules have it.
+        record: What was decided and done before training: ``ranks``, ``init``.
+        plain: Makes the plain LoRA that is saved, where the method trains another form.
     """
 
     model: Any
     trainable: int
     total: int
-    matched: dict[str, int]
+    modules: dict[str, list[str]]
     scales: dict[float, int]
+    record: dict[str, Any] = field(default_factory=dict)
+    plain: Plain | None = None
+
+    @property
+    def matched(self) -> dict[str, int]:
+        """Pattern -> how many modules it matched."""
+        return {pattern: len(names) for pattern, names in self.modules.items()}
 
 
-def attach(loaded: LoadedModel, config: PEFTConfig) -> Attached:
+def attach(
+    loaded: LoadedModel, config: PEFTConfig, batches: Batches | None = None
+) -> Attached:
     """Attach the configured adapter to a loaded base.
 
     Args:
         loaded: The base; its model is changed in place. Newly initialised modules (a
             task's head) are trained and saved in full.
         config: Method and params.
+        batches: Training batches, for ranks and inits that look at them. On a base
+            without weights neither is computed.
 
     Raises:
-        AdapterError: a pattern matches nothing, or a new head would stay frozen.
+        AdapterError: a pattern matches nothing, the method cannot do what the base
+            asks of it, or a new head would stay frozen.
     """
-    with quiet_libraries():  # PEFT imports bitsandbytes, which talks
-        from peft import get_peft_model
     entry = registry.get("PEFT method", config.name)
     params = entry.schema(**config.params)
-    wanted = getattr(params, "target_modules", "all-linear")
-    patterns = target_patterns(wanted, loaded.facts)
-    matched = match_targets(patterns, loaded.facts)
-    _check_keys(params, matched)
-    made = entry.target(params, peft_targets(patterns), loaded.new_modules)
-    made.task_type = HEADS[loaded.head].task_type
-    made.revision = loaded.revision
+    require(config, kind_of(loaded.facts), "peft.name")
+    site = site_of(loaded, params, entry.facts.get("over", "linear"))
+    _check_keys(params, site)
+    allotted = allot(site, params, batches)
+    params = allotted.params if allotted else params
+    model = entry.target(params, site)
+    begun = None
+    init = getattr(params, "init", "default")
+    if init not in ("default", "gaussian") and not _is_empty(loaded):
+        begun = initialise(model, init, loaded, batches)
+    plain = entry.facts.get("plain")
+    if begun and begun.taken:
+        taken = begun.taken
+
+        def plain(trained: Any) -> tuple[Any, dict[str, Any]]:
+            return plain_difference(trained, taken)
+
+    record = _record(allotted, begun.record if begun else None)
+    return account(model, site, record, plain)
+
+
+def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Attached:
+    """Put a trained adapter back on its base.
+
+    A plain PEFT adapter is what its own folder says. A method that changes the base, or
+    trains its tensors, is attached as for training, then given the stored tensors.
+
+    Args:
+        loaded: The base, as it was loaded for training.
+        config: Method and params of the training.
+        folder: The adapter's folder.
+
+    Raises:
+        AdapterError: files are missing, broken, or of another adapter.
+    """
+    entry = registry.get("PEFT method", config.name)
+    params = entry.schema(**config.params)
+    native = getattr(params, "native", entry.facts.get("native", False))
+    if not native:
+        attached = _from_folder(loaded, folder)
+        load_weights(attached.model, folder)
+        return attached
+    if getattr(params, "ranks", None):  # they are known by now
+        params = params.model_copy(update={"ranks": None, **_stored_ranks(folder)})
+        config = config.model_copy(update={"params": params.model_dump(mode="json")})
+    attached = attach(loaded, config)
+    convert = entry.facts.get("from_plain")
+    load_weights(attached.model, folder, convert and convert(params))
+    return attached
+
+
+def _stored_ranks(folder: Path) -> dict[str, Any]:
+    stored = read_config(folder)
+    return {key: stored[key] for key in ("rank_pattern", "alpha_pattern")}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return an adapter's ``adapter_config.json``.
+
+    Raises:
+        AdapterError: it is missing or broken.
+    """
+    try:
+        text = (folder / "adapter_config.json").read_text(encoding="utf-8")
+        return dict(json.loads(text))
+    except (OSError, ValueError, TypeError) as error:
+        raise AdapterError(
+            "adapter_config.json cannot be read", where=str(folder), why=str(error)
+        ) from None
+
+
+def _from_folder(loaded: LoadedModel, folder: Path) -> Attached:
+    """Attach what a PEFT adapter's own configuration says; weights are not read."""
+    from peft import PeftConfig
+
+    read_config(folder)
     try:
         with quiet_libraries():
-            model = get_peft_model(loaded.model, made)
-    except ValueError as error:
+            config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
         raise AdapterError(
-            "PEFT cannot adapt a module that a pattern matches",
-            where="peft.params.target_modules",
+            "adapter_config.json is not PEFT's",
+            where=str(folder),
             why=str(error).split("\n")[0],
         ) from None
-    # PEFT writes the folder it was loaded from, and names a head twice
-    made.base_model_name_or_path = loaded.path
-    made.modules_to_save = list(loaded.new_modules) or None
+    site = Site(loaded, {}, tuple(config.modules_to_save or ()))
+    model = wrap(site, config)
+    return Attached(model, 0, 0, {}, effective_scales(model))
+
+
+def _is_empty(loaded: LoadedModel) -> bool:
+    return bool(next(loaded.model.parameters()).is_meta)
+
+
+def _record(allotted: Allotment | None, begun: dict[str, Any] | None) -> dict[str, Any]:
+    found = {"ranks": allotted.record if allotted else None, "init": begun}
+    return {name: value for name, value in found.items() if value}
+
+
+def account(
+    model: Any,
+    site: Site,
+    record: Mapping[str, Any] | None = None,
+    plain: Plain | None = None,
+) -> Attached:
+    """Let trained tensors be fp32, check where the adapter went, and count.
+
+    Raises:
+        AdapterError: PEFT adapted other modules, or a new head is frozen.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    check_adapted(model, matched, loaded.new_modules)
+    check_adapted(model, site)
     trained = [p for p in model.parameters() if p.requires_grad]
     return Attached(
         model=model,
         trainable=sum(p.numel() for p in trained),
         total=sum(p.numel() for p in model.parameters()),
-        matched={pattern: len(names) for pattern, names in matched.items()},
+        modules=dict(site.matched),
         scales=effective_scales(model),
+        record=dict(record or {}),
+        plain=plain,
     )
 
 
-def _check_keys(params: Any, matched: dict[str, list[str]]) -> None:
+def _check_keys(params: Params, site: Site) -> None:
     """Every key of a rank pattern must end a targeted module's path."""
-    names = [name for found in matched.values() for name in found]
+    names = site.names
     for key in getattr(params, "rank_pattern", {}):
-        if not any(name == key or name.endswith(f".{key}") for name in names):
+        pattern = rf"(?:.*\.)?(?:{key})$"  # as PEFT matches it
+        if not any(re.match(pattern, name) for name in names):
             raise AdapterError(
                 f"{key!r} is the end of no targeted module's path",
                 where="peft.params.rank_pattern",
@@ -99,16 +216,24 @@ def effective_scales(model: Any) -> dict[float, int]:
     for module in model.modules():
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict):
-            for value in scaling.values():
-                found[float(value)] = found.get(float(value), 0) + 1
+            for adapter, value in scaling.items():
+                scale = float(value)
+                if hasattr(module, "ranknum"):  # AdaLoRA divides in its forward pass
+                    scale /= module.r[adapter] + EPSILON
+                scale = float(f"{scale:.6g}")  # alpha = scale · rank was rounded
+                found[scale] = found.get(scale, 0) + 1
     return found
 
 
-def check_adapted(
-    model: Any,
-    matched: dict[str, list[str]],
-    new_modules: tuple[str, ...],
-) -> None:
+def own_path(path: str) -> str:
+    """Return a parameter's path in the base, from its path in an adapted model."""
+    for prefix in ("base_model.model.", "base_model."):
+        if path.startswith(prefix):
+            return path[len(prefix) :]
+    return path
+
+
+def check_adapted(model: Any, site: Site) -> None:
     """Assert that the adapter is on every matched module and that new heads train.
 
     Raises:
@@ -116,23 +241,25 @@ def check_adapted(
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    prefix = "base_model.model."
-    wanted = {name for names in matched.values() for name in names}
     adapted = {
-        name.removeprefix(prefix)
+        own_path(name)
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer)
     }
-    if adapted != wanted:
+    wanted = set(site.names)
+    if adapted != wanted and hasattr(model, "peft_config"):
         odd = sorted(adapted ^ wanted)
         raise AdapterError(
             f"PEFT adapted {len(adapted)} modules where {len(wanted)} were meant",
             where=odd[0],
             fix="write target_modules as full names",
         )
-    for name in new_modules:
-        wrapped = model.get_submodule(f"{prefix}{name}").named_parameters()
-        live = [p for path, p in wrapped if "original_module" not in path]
+    for name in site.modules_to_save:
+        live = [
+            parameter
+            for path, parameter in model.named_parameters()
+            if own_path(path).startswith(f"{name}.") and "original_module" not in path
+        ]
         if not live or not all(p.requires_grad for p in live):
             raise AdapterError(
                 "newly initialised, yet frozen: it would stay random", where=name

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loralab.adapters.selection import Selection
 from loralab.config import TaskConfig
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
 
 FORMAT_VERSION = 1
+Plain = Callable[[Any], tuple[Any, dict[str, Any]]]
+"""From a trained model to the configuration and tensors of a plain LoRA."""
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -34,12 +38,24 @@ def save_weights(model: Any, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card of PEFT's
 
 
+def save_plain(folder: Path, config: Any, state: dict[str, Any]) -> None:
+    """Write a plain LoRA: PEFT's configuration and tensors, by PEFT's names."""
+    from safetensors.torch import save_file
+
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 def save_adapter(
     folder: Path,
     model: Any,
     loaded: LoadedModel,
     task: TaskConfig,
     state: dict[str, Any],
+    method: str = "lora",
+    plain: Plain | None = None,
 ) -> None:
     """Write everything that is needed to use the adapter.
 
@@ -49,11 +65,17 @@ def save_adapter(
         loaded: Its base.
         task: The task's name and params.
         state: What the task learnt from rows.
+        method: The PEFT method that was trained.
+        plain: Makes the plain LoRA that is written instead of what was trained.
     """
-    save_weights(model, folder)
+    if plain is None:
+        save_weights(model, folder)
+    else:
+        save_plain(folder, *plain(model))
     loaded.processor.save_pretrained(folder)
     note = {
         "format": FORMAT_VERSION,
+        "method": method,
         "base": {
             "path": loaded.path,
             "revision": loaded.revision,
@@ -107,18 +129,22 @@ def check_base(note: dict[str, Any], loaded: LoadedModel, folder: Path) -> None:
         )
 
 
-def load_weights(model: Any, folder: Path) -> None:
+def load_weights(
+    model: Any,
+    folder: Path,
+    convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> None:
     """Load an adapter's weights into a PEFT model that was built for them.
 
     Args:
         model: A PEFT model with the same configuration.
         folder: The directory with ``adapter_model.safetensors``.
+        convert: Turns the stored tensors into those that the model trains.
 
     Raises:
         AdapterError: no safetensors, a broken file, a missing or unexpected key, or a
             tensor of another shape. PEFT itself only warns of missing keys.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -131,7 +157,21 @@ def load_weights(model: Any, folder: Path) -> None:
         stored = load_file(file)
     except SafetensorError as error:
         raise AdapterError("not safetensors", where=str(file), why=str(error)) from None
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    stored = convert(stored) if convert else stored
+    _check_tensors(stored, state_of(model), file)
+    if isinstance(model, Selection):
+        model.load(stored)
+        return
+    from peft import set_peft_model_state_dict
+
+    with quiet_libraries():
+        set_peft_model_state_dict(model, stored)
+
+
+def _check_tensors(
+    stored: dict[str, Any], expected: dict[str, Any], file: Path
+) -> None:
+    """Refuse tensors that are missing, unexpected, or of another shape."""
     for kind, keys in (
         ("misses", set(expected) - set(stored)),
         ("has unexpected", set(stored) - set(expected)),
@@ -149,5 +189,12 @@ def load_weights(model: Any, folder: Path) -> None:
                 f"{list(expected[name].shape)}",
                 where=str(file),
             )
-    with quiet_libraries():
-        set_peft_model_state_dict(model, stored)
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """Return the trained tensors of a model, by the names they are stored under."""
+    if isinstance(model, Selection):
+        return model.state()
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))

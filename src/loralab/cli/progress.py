@@ -233,16 +233,20 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     dropped += [f"{count:,} {what}" for what, count in notes.items()]
     share = 100 * plan["trainable"] / plan["total"]
     targets = ", ".join(f"{name} ×{n}" for name, n in plan["targets"].items())
-    scales = ", ".join(f"{float(s):g} (×{n})" for s, n in plan["scales"].items())
+    scale = ", ".join(f"{float(s):g} (×{n})" for s, n in plan["scales"].items())
+    adapter = [
+        f"{plan['trainable']:,} of {plan['total']:,} parameters trained ({share:.2f} %)"
+        + (f", effective scale {scale}" if scale else ""),
+        *plan.get("adapter", ()),
+    ]
     cost = f"{plan['steps']:,} steps, {plan['tokens']:,} tokens"
     if plan["packs"]:
         cost += f", {plan['examples']:,} examples in {plan['packs']:,} packs"
     return [
         f"rows     {rows}" + (f" ({'; '.join(dropped)})" if dropped else ""),
         f"compute  {plan['dtype']} on {plan['device']}: {plan['dtype_reason']}",
-        f"adapter  {plan['trainable']:,} of {plan['total']:,} parameters trained "
-        f"({share:.2f} %), effective scale {scales}",
-        f"targets  {targets}",
+        *(f"adapter  {line}" for line in adapter),
+        *([f"targets  {targets}"] if targets else []),
         f"cost     {cost}; {100 * plan['padded_share']:.1f} % of positions are "
         f"padding, {100 * plan['supervised_share']:.1f} % of tokens have a label",
     ]

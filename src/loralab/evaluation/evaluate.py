@@ -59,6 +59,18 @@ def evaluate(
         DataError: the split does not exist.
     """
     adapter = load_adapter(run)
+    rows = split_of(run, adapter, split)
+    chosen = config or run.config.evaluation
+    return evaluate_split(run, adapter, split, rows, chosen, on_event=on_event)
+
+
+def split_of(run: Run, adapter: LoadedAdapter, split: str) -> Dataset:
+    """Return the checked rows of a split, as they were when the run was trained.
+
+    Raises:
+        RunError: the data is no longer that of the run.
+        DataError: the split does not exist.
+    """
     data = run.read()["data"]
     rows = load_rows(run.config.data, adapter.task, data.get("locks"))
     if rows.fingerprint != data["fingerprint"]:
@@ -69,10 +81,7 @@ def evaluate(
         )
     if split not in rows.splits:
         raise DataError(f"the data has no {split} rows", fix=f"use {list(rows.splits)}")
-    chosen = config or run.config.evaluation
-    return evaluate_split(
-        run, adapter, split, rows.splits[split], chosen, on_event=on_event
-    )
+    return rows.splits[split]
 
 
 def metrics_of(task: DataPreprocessor, config: EvaluationConfig) -> list[Chosen]:
@@ -95,7 +104,7 @@ def evaluate_split(
     calculator = get_metrics_calculator(metrics_of(task, config), task.form)
     writes = generates(task) and bool(calculator.metrics)
 
-    tell = _teller(split, on_event)
+    tell = tell_progress(split, on_event)
     arms, notes = measure(adapter, rows, config, writes, tell)
     answers = {
         name: answers_of(task, arm, rows) for name, arm in arms.items() if arm.answers
@@ -121,7 +130,9 @@ def evaluate_split(
     return result
 
 
-def _teller(split: str, on_event: OnEvent | None) -> Tell:
+def tell_progress(split: str, on_event: OnEvent | None) -> Tell:
+    """Return a teller of an arm's progress as ``evaluating`` events."""
+
     def tell(arm: str, what: str, done: int, of: int) -> None:
         if on_event:
             at = {"split": split, "arm": arm, "what": what, "done": done, "of": of}

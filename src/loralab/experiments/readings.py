@@ -82,11 +82,18 @@ def read_cell(study: Study, cell: Cell, split: str = "test") -> Reading:
         above,
         below,
         keys,
-        {name: float(content["plan"][name]) for name in BUDGETS},
+        _budgets(content),
         float(content["training"]["seconds"]),
         _curve(run),
         _record(run, content, result),
     )
+
+
+def _budgets(content: dict[str, Any]) -> dict[str, float]:
+    """Return what was spent; where ranks change, the parameters at the end."""
+    ended = content["training"].get("trainable", content["plan"]["trainable"])
+    spent = {name: content["plan"][name] for name in BUDGETS} | {"trainable": ended}
+    return {name: float(value) for name, value in spent.items()}
 
 
 def _record(run: Run, content: dict[str, Any], result: dict[str, Any]) -> Any:
@@ -96,6 +103,7 @@ def _record(run: Run, content: dict[str, Any], result: dict[str, Any]) -> Any:
         "commit": here["git_commit"],
         **{name: here[name] for name in ("threads", "cpu", "gpu")},
         "rows": result["measured_rows"],
+        **{n: content["training"].get(n) for n in ("most_trainable", "flops")},
         "adapter_bytes": content["adapter_bytes"],
         "peak_memory_bytes": content["peak_memory_bytes"],
         "evaluation_seconds": sum(result["seconds"].values()),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loralab.adapters.attach import attach
-from loralab.adapters.files import check_base, load_weights, read_note, template_hash
+from loralab.adapters.attach import restore
+from loralab.adapters.files import check_base, read_note, template_hash
 from loralab.config import ModelConfig
 from loralab.data.examples import DataPreprocessor, get_preprocessor
 from loralab.errors import AdapterError
@@ -59,8 +59,7 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     base.processor = _load_processor(folder, note)
     task.prepare(base.processor)
     _check_template(note, base.processor, folder)
-    attached = attach(base, config.peft)
-    load_weights(attached.model, folder)
+    attached = restore(base, config.peft, folder)
     return LoadedAdapter(attached.model.eval(), base, task)
 
 

@@ -90,6 +90,16 @@ _MODERNBERT = Family(
 # self- and cross-attention alike; wi is wi_0 and wi_1 where the block is gated
 _T5 = Family(("q", "k", "v", "o"), (r"wi(?:_[01])?", "wo"), ("q", "v"))
 
+_VIT = Family(
+    ("q_proj", "k_proj", "v_proj", "o_proj"), ("fc1", "fc2"), ("q_proj", "v_proj")
+)
+
+ENCODERS = (
+    *("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert"),
+    *("mpnet", "roberta", "xlm-roberta"),
+)
+"""Architectures that read in both directions and write nothing."""
+
 FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -115,6 +125,8 @@ FAMILIES = {
     "albert": _ALBERT,
     "modernbert": _MODERNBERT,
     "t5": _T5,
+    "vit": _VIT,
+    "deit": _VIT,
 }
 """transformers' ``model_type`` -> patterns."""
 
@@ -129,7 +141,7 @@ class Facts:
         layers: Hidden layers, of encoder and decoder together. (ALBERT's share one
             set of weights.)
         hidden: Width of the residual stream.
-        vocabulary: Rows of the input embedding.
+        vocabulary: Rows of the input embedding; 0 of a vision model.
         linear: Paths of the linear modules outside the head, in order.
         fused: Last name of a module -> how many projections are fused in it: of
             ``c_attn`` query, key and value. Empty too where no family is known.
@@ -167,7 +179,7 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
         for name, module in _body(model)
         if isinstance(module, (nn.Linear, Conv1D))
         and module is not output
-        and not any(name == new or name.startswith(f"{new}.") for new in new_modules)
+        and not _within(name, new_modules)
     }
     config = model.config.get_text_config()
     family = FAMILIES.get(config.model_type)
@@ -178,7 +190,7 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.num_hidden_layers + _decoder_layers(config),
         hidden=config.hidden_size,
-        vocabulary=config.vocab_size,
+        vocabulary=getattr(config, "vocab_size", 0),
         linear=tuple(modules),
         fused={n: k for n, k in family.fused.items() if n in last} if family else {},
         tied=output is not None
@@ -186,6 +198,37 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
         conv1d=tuple(sorted({name.rpartition(".")[2] for name in transposed})),
         encoder_decoder=config.is_encoder_decoder,
     )
+
+
+def kind_of(facts: Facts) -> str:
+    """Return what a model is: ``encoder``, ``decoder`` or ``vision``."""
+    if not facts.vocabulary:
+        return "vision"
+    return "encoder" if facts.model_type in ENCODERS else "decoder"
+
+
+def norm_names(model: Any, new_modules: Sequence[str] = ()) -> list[str]:
+    """Return the paths of the normalisation layers that have a weight."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+        and getattr(module, "weight", None) is not None
+        and not _within(name, new_modules)
+    ]
+
+
+def biased_names(model: Any, new_modules: Sequence[str] = ()) -> list[str]:
+    """Return the paths of the modules that have a bias."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "bias", None) is not None and not _within(name, new_modules)
+    ]
+
+
+def _within(name: str, modules: Sequence[str]) -> bool:
+    return any(name == m or name.startswith(f"{m}.") for m in modules)
 
 
 def _body(model: Any) -> Iterator[tuple[str, Any]]:

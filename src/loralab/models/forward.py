@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from loralab.models.base import LoadedModel
 
-INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+INPUTS = (
+    "input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values",
+)  # fmt: skip
 
 Batch = Mapping[str, "torch.Tensor"]
 Forward = Callable[[Any, Batch, Numerics], "torch.Tensor"]
@@ -39,24 +41,31 @@ def _base_of(model: Any) -> Any:
 
 
 @contextmanager
-def output_only_at(model: Any, places_N: torch.Tensor) -> Iterator[None]:
+def output_only_at(model: Any, places_N: torch.Tensor, length: int) -> Iterator[None]:
     """Let the output layer see only some positions.
 
     Args:
         model: A language model, without adapter.
         places_N: Positions in the flattened [B, T], int64. Within the context logits
             are [1, N, C].
+        length: T.
     """
     layer = model.get_output_embeddings()
 
     def keep(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].flatten(0, 1)[places_N].unsqueeze(0), *args[1:])
+        own_BTD = args[0][:, args[0].shape[1] - length :]  # a learnt prompt goes before
+        return (own_BTD.flatten(0, 1)[places_N].unsqueeze(0), *args[1:])
 
     handle = layer.register_forward_pre_hook(keep)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _own(found_BTC: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Drop what stands before the sequence: the virtual tokens of a learnt prompt."""
+    return found_BTC[:, -batch["input_ids"].shape[1] :]
 
 
 def _classify(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
@@ -68,7 +77,7 @@ def _classify(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
 def _tag(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
     with numerics.autocast():
         logits_BTC = model(**_inputs(batch)).logits
-    found: torch.Tensor = logits_BTC.flatten(0, 1)[batch["places"]]
+    found: torch.Tensor = _own(logits_BTC, batch).flatten(0, 1)[batch["places"]]
     return found
 
 
@@ -78,13 +87,15 @@ def _span(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
 
     with numerics.autocast():
         out = model(**_inputs(batch))
-    logits_B2T = torch.stack([out.start_logits, out.end_logits], 1).float()
+    ends = [_own(logits_BT, batch) for logits_BT in (out.start_logits, out.end_logits)]
+    logits_B2T = torch.stack(ends, 1).float()
     real_B1T = batch["attention_mask"][:, None].bool()
     return logits_B2T.masked_fill(~real_B1T, -torch.inf).flatten(0, 1)
 
 
 def _next_token(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
-    with numerics.autocast(), output_only_at(_base_of(model), batch["places"]):
+    length = batch["input_ids"].shape[1]
+    with numerics.autocast(), output_only_at(_base_of(model), batch["places"], length):
         logits_1NC = model(**_inputs(batch), use_cache=False).logits
     found: torch.Tensor = logits_1NC[0]
     return found
@@ -93,7 +104,8 @@ def _next_token(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
 def _sequence(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
     base = _base_of(model)
     written_BS = base.prepare_decoder_input_ids_from_labels(labels=batch["targets"])
-    with numerics.autocast(), output_only_at(base, batch["places"]):
+    length = written_BS.shape[1]
+    with numerics.autocast(), output_only_at(base, batch["places"], length):
         logits_1NC = model(
             **_inputs(batch), decoder_input_ids=written_BS, use_cache=False
         ).logits
@@ -104,7 +116,7 @@ def _sequence(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
 def pooled(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
     """Return the mean of the last hidden states over real tokens, [B, D] fp32."""
     with numerics.autocast():
-        hidden_BTD = model(**_inputs(batch)).last_hidden_state
+        hidden_BTD = _own(model(**_inputs(batch)).last_hidden_state, batch)
     mask_BT1 = batch["attention_mask"][..., None]
     total_BD: torch.Tensor = (hidden_BTD.float() * mask_BT1).sum(1)
     return total_BD / mask_BT1.sum(1)
@@ -122,13 +134,13 @@ class Head:
 
     Attributes:
         auto_class: transformers' class that loads it.
-        task_type: PEFT's name of it.
+        task_type: PEFT's name of it; it has none for images.
         forward: Its forward pass.
         may_be_new: Whether it may be newly initialised, to be trained with the adapter.
     """
 
     auto_class: str
-    task_type: str
+    task_type: str | None
     forward: Forward
     may_be_new: bool
 
@@ -142,6 +154,9 @@ HEADS = {
     ),
     "question-answering": Head(
         "AutoModelForQuestionAnswering", "QUESTION_ANS", _span, True
+    ),
+    "image-classification": Head(
+        "AutoModelForImageClassification", None, _classify, True
     ),
     "causal-lm": Head("AutoModelForCausalLM", "CAUSAL_LM", _next_token, False),
     "seq2seq-lm": Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", _sequence, False),

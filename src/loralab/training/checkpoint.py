@@ -1,7 +1,7 @@
 """Checkpoints: everything that the next step depends on, without a pickle.
 
     checkpoint-<step>/
-      adapter_model.safetensors   the adapter, as PEFT writes it
+      trained.safetensors         every trained tensor, by its name in the model
       state.safetensors           tensors of optimizer and random generators
       state.json                  the rest of optimizer, scheduler and generators
       trainer_state.json          transformers' own: step, log, best metric, callbacks
@@ -112,6 +112,63 @@ def read_state(folder: Path) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise RunError(f"the checkpoint has format {version}", where=str(folder))
     return {name: _join(tree, tensors) for name, tree in content.items()}
+
+
+TRAINED = "trained.safetensors"
+
+
+def write_trained(folder: Path, model: Any) -> None:
+    """Write every trained tensor as it is.
+
+    Not as an adapter is saved: several methods save another form than they train.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    save_file(tensors, folder / TRAINED)
+
+
+def read_trained(folder: Path) -> dict[str, Any]:
+    """Return the trained tensors of a checkpoint.
+
+    Raises:
+        RunError: the file is missing or broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(folder / TRAINED))
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            "the checkpoint cannot be read", where=str(folder), why=str(error)
+        ) from None
+
+
+def put_trained(model: Any, tensors: dict[str, Any], folder: Path) -> None:
+    """Set every trained tensor.
+
+    Raises:
+        RunError: the model trains other tensors than the checkpoint holds.
+    """
+    import torch
+
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    odd = set(own) ^ set(tensors)
+    odd |= {n for n in set(own) & set(tensors) if own[n].shape != tensors[n].shape}
+    if odd:
+        raise RunError(
+            f"the checkpoint is of another model: {sorted(odd)[0]} differs",
+            where=str(folder),
+            fix="begin again with --force",
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
 
 
 def latest(checkpoints: Path) -> Path | None:

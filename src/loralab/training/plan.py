@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from loralab.adapters.attach import own_path
 from loralab.config import ExperimentConfig
 from loralab.data.batching import (
     epoch_order,
@@ -145,20 +146,21 @@ def plan(
 
 def by_pattern(prepared: Prepared) -> dict[str, dict[str, int]]:
     """Return, by target pattern and for a new head, modules and trained parameters."""
-    from loralab.models.architecture import match_targets
-
-    matched = match_targets(list(prepared.attached.matched), prepared.base.facts)
-    wanted = {p: set(names) for p, names in matched.items()}
+    attached = prepared.attached
+    wanted = {pattern: set(names) for pattern, names in attached.modules.items()}
     wanted |= {f"{name} (new head)": {name} for name in prepared.base.new_modules}
     found = {name: {"modules": len(of), "trained": 0} for name, of in wanted.items()}
-    for path, parameter in prepared.attached.model.named_parameters():
+    for path, parameter in attached.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = path.removeprefix("base_model.model.")
+        own = own_path(path)
         for name, modules in wanted.items():
             if any(own.startswith(f"{module}.") for module in modules):
                 found[name]["trained"] += parameter.numel()
                 break
+        else:
+            rest = found.setdefault("(no module)", {"modules": 0, "trained": 0})
+            rest["trained"] += parameter.numel()
     return found
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from loralab import registry
+from loralab.adapters.abilities import require
 from loralab.adapters.attach import Attached, attach
+from loralab.adapters.calibration import Batches, calibrates
+from loralab.adapters.ranks_config import CalibrationConfig
 from loralab.config import ExperimentConfig
 from loralab.data.batching import (
+    collate,
     epoch_order,
     overhead_of,
     padded_share,
@@ -23,6 +29,7 @@ from loralab.models.empty import empty_base
 from loralab.models.numerics import seed_everything
 from loralab.models.packing import check_packing
 from loralab.training.callbacks._life import check_callbacks
+from loralab.training.drivers import driver_of
 from loralab.training.optimizers import check_optimizer
 
 
@@ -57,9 +64,7 @@ def prepare(
     Raises:
         LoralabError: whatever is wrong with rows, model or adapter.
     """
-    check_optimizer(config)
-    if weights:  # a plan needs no tracker
-        check_callbacks(config.training.callbacks)
+    _check(config, weights)
     task = get_preprocessor(config.task)
     tell("reading rows")
     rows = load_rows(config.data, task, locks)
@@ -87,8 +92,78 @@ def prepare(
     if weights and examples["train"].capacity is not None:
         check_packing(base)
     seed_everything(config.training.seed)
-    attached = attach(base, config.peft)
-    return Prepared(config, task, state, rows, base, attached, examples)
+    attached = _attach(config, base, examples["train"], tell if weights else None)
+    prepared = Prepared(config, task, state, rows, base, attached, examples)
+    if driver := driver_of(config.peft):
+        driver.begin(attached.model, config.peft, plan_of(prepared)["steps"])
+    return prepared
+
+
+def _attach(
+    config: ExperimentConfig,
+    base: LoadedModel,
+    examples: Examples,
+    tell: Callable[[str], None] | None,
+) -> Attached:
+    """Attach the adapter; calibrate it on training rows where it asks for that."""
+    if examples.capacity is not None:
+        require(config.peft, "packing", "task.params.packing")
+    params = registry.get("PEFT method", config.peft.name).schema(**config.peft.params)
+    settings = getattr(params, "calibration", None)
+    if tell is None or settings is None or not calibrates(params):
+        return attach(base, config.peft)
+    tell(f"calibrating on {settings.batches} batches of {settings.rows} training rows")
+    return attach(base, config.peft, calibration_batches(examples, base, settings))
+
+
+def calibration_batches(
+    examples: Examples, base: LoadedModel, settings: CalibrationConfig
+) -> Batches:
+    """Return training batches to calibrate on: rows drawn by the settings' seed."""
+    of = units(examples)
+    wanted = min(len(of), settings.batches * settings.rows)
+    chosen = random.Random(settings.seed).sample(range(len(of)), wanted)
+    batches = [
+        [of[i] for i in chosen[start : start + settings.rows]]
+        for start in range(0, wanted, settings.rows)
+    ]
+
+    def again() -> Iterator[Any]:
+        for batch in batches:
+            made = collate(examples, batch, base.processor.pad_token_id)
+            yield {name: t.to(base.numerics.device) for name, t in made.items()}
+
+    return again
+
+
+def _check(config: ExperimentConfig, weights: bool) -> None:
+    """Refuse what can be seen to be wrong before anything is read."""
+    check_optimizer(config)
+    if config.training.gradient_checkpointing:
+        require(config.peft, "checkpointing", "training.gradient_checkpointing")
+    if driver := driver_of(config.peft):
+        driver.check(config)
+    if weights:  # a plan needs no tracker
+        check_callbacks(config.training.callbacks)
+
+
+def _adapter_lines(attached: Attached) -> list[str]:
+    """Return what is to be told of ranks and of the initialisation."""
+    found = []
+    if ranks := attached.record.get("ranks"):
+        of = "" if ranks["known"] else " (known after calibration; counted as uniform)"
+        low, high = min(ranks["ranks"].values()), max(ranks["ranks"].values())
+        asked = f" of {ranks['budget']:,}" if ranks["budget"] else ""
+        found.append(
+            f"ranks by {ranks['strategy']}: {low} to {high}, {ranks['met']:,}{asked} "
+            f"{ranks['unit']}{of}"
+        )
+    if init := attached.record.get("init"):
+        found.append(
+            f"init {init['init']}: {init['seconds']:.1f} s, A and base "
+            f"{init['hash_before']} -> {init['hash_after']}"
+        )
+    return found
 
 
 def plan_of(prepared: Prepared) -> dict[str, Any]:
@@ -112,6 +187,7 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
         "supervised_share": examples.supervised / examples.tokens,
         "padded_share": padded_share(of, batches, overhead_of(numerics.device)),
         "notes": examples.notes,
+        "adapter": _adapter_lines(attached),
         "trainable": attached.trainable,
         "total": attached.total,
         "targets": attached.matched,

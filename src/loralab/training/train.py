@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from loralab.data.examples import get_preprocessor
 from loralab.data.rows import load_rows
 from loralab.errors import LoralabError, RunError, TrainingError
 from loralab.evaluation.evaluate import evaluate_split
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import LoadedAdapter, load_adapter
 from loralab.logs import run_log
 from loralab.models.numerics import seed_everything
 from loralab.models.quiet import quiet_libraries
@@ -31,6 +31,7 @@ from loralab.runs.files import atomic_directory, remove_leftovers
 from loralab.runs.run import create, move_aside, now
 from loralab.training.callbacks._life import opened
 from loralab.training.checkpoint import latest, read_state, step_of
+from loralab.training.drivers import driver_of
 from loralab.training.events import EventLog, OnEvent
 from loralab.training.optimizers import note_small_tensors
 from loralab.training.plan import is_out_of_memory, out_of_memory
@@ -145,6 +146,16 @@ def _check_resumable(run: Run, prepared: Prepared) -> None:
                 why="a resumed run would be trained on two of them",
                 fix="begin again with --force; the old run is kept under another name",
             )
+    was = before.get("calibration", {}).get("init")
+    again = prepared.attached.record.get("init")
+    if was and again and was["hash_after"] != again["hash_after"]:
+        raise RunError(
+            f"init={was['init']} came out otherwise than when this run began",
+            where=str(run.path),
+            why=f"{was['hash_after']} then, {again['hash_after']} now: another machine "
+            "or library; a resumed run would mix two adapters",
+            fix="begin again with --force; the old run is kept under another name",
+        )
 
 
 def _run_training(
@@ -157,11 +168,10 @@ def _run_training(
     log.emit("plan", **plan)
     try:
         training = _fit(run, prepared, log, start, callbacks)
+        training["trainable"] = _trained(prepared.attached.model)
         log.tell("saving")
         _save(run, prepared)
-        adapter = LoadedAdapter(
-            prepared.attached.model.eval(), prepared.base, prepared.task
-        )
+        adapter = _saved(run, prepared)
         _evaluate(run, prepared, adapter, log)
     except LoralabError as error:
         run.update(status="failed", error=str(error), finished=now())
@@ -240,6 +250,7 @@ def _describe(
             "data": prepared.config.data.seed,
         },
         plan=plan,
+        calibration=prepared.attached.record,
         environment=here,
         resumes=resumes,
     )
@@ -259,15 +270,14 @@ def _build_trainer(
     if "validation" in examples:
         rows = list(prepared.rows.splits["validation"])
         validation = Validation(examples["validation"], prepared.task, rows)
-    args = to_training_arguments(
-        config.training,
-        str(run.checkpoints),
-        device=prepared.base.numerics.device,
-        validated="validation" in examples,
-    )
     trainer = PEFTTrainer(
         prepared.attached.model,
-        args,
+        to_training_arguments(
+            config.training,
+            str(run.checkpoints),
+            device=prepared.base.numerics.device,
+            validated="validation" in examples,
+        ),
         prepared.base,
         examples["train"],
         validation,
@@ -276,10 +286,12 @@ def _build_trainer(
     report = ReportCallback(log, trainer.counts)
     trainer.add_callback(report)
     trainer.add_callback(MovementGuard())
-    stopping = config.training.early_stopping
-    if stopping:
+    if stopping := config.training.early_stopping:
         found = EarlyStoppingCallback(stopping.patience, stopping.threshold)
         trainer.add_callback(found)
+    trainer.rate_ratio = config.peft.params.get("learning_rate_ratio", 1.0)
+    if driver := driver_of(config.peft):
+        driver.drive(trainer, log, config.peft)
     for callback in callbacks:
         if isinstance(callback, TrainerCallback):  # the others hear events only
             trainer.add_callback(callback)
@@ -314,11 +326,31 @@ def _fit(
         "tokens_per_second": trainer.counts["tokens"] / spent if spent else None,
         "labels_per_second": trainer.counts["labels"] / spent if spent else None,
         "best_step": trainer.state.best_global_step or steps,
+        "most_trainable": report.most_trained,
+        "flops": _flops(trainer),
     }
 
 
+def _flops(trainer: PEFTTrainer) -> float | None:
+    """Return the matrix products' floating-point operations of this session.
+
+    Those of the first micro-batch, forward and backward, by position.
+    """
+    if trainer.flops is None:
+        return None
+    first, positions = trainer.flops
+    return first * trainer.counts["positions"] / positions
+
+
+def _trained(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def _save(run: Run, prepared: Prepared) -> None:
-    """Write the adapter, and read it back: equal keys and tensors, or an error."""
+    """Write the adapter, as a plain LoRA wherever it can be one."""
+    if driver := driver_of(prepared.config.peft):
+        found = driver.result(prepared.attached.model)
+        prepared.attached = replace(prepared.attached, model=found)
     model = prepared.attached.model
     with atomic_directory(run.adapter) as temporary:
         save_adapter(
@@ -327,5 +359,19 @@ def _save(run: Run, prepared: Prepared) -> None:
             prepared.base,
             prepared.config.task,
             prepared.task_state,
+            prepared.config.peft.name,
+            prepared.attached.plain,
         )
-    load_weights(model, run.adapter)
+
+
+def _saved(run: Run, prepared: Prepared) -> LoadedAdapter:
+    """Return the adapter that was saved: what is measured is what a user will load.
+
+    Where the saved form is another than the trained one, it is put on a fresh base.
+    """
+    model = prepared.attached.model
+    if prepared.attached.plain is None:
+        load_weights(model, run.adapter)
+        return LoadedAdapter(model.eval(), prepared.base, prepared.task)
+    prepared.attached.model.to("meta")  # its memory is needed for nothing any more
+    return load_adapter(run)

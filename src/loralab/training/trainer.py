@@ -9,7 +9,7 @@ so its gradient does not depend on how the step is split into micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from loralab.adapters.files import load_weights, save_weights
 from loralab.data.batching import (
     EpochBatches,
     collate,
@@ -39,11 +39,17 @@ from loralab.models.forward import supervised_logits
 from loralab.runs.files import atomic_directory, remove_directory
 from loralab.training.checkpoint import (
     generators,
+    put_trained,
     read_state,
+    read_trained,
     set_generators,
     step_of,
     write_state,
+    write_trained,
 )
+
+Part = tuple[Callable[[], Any], Callable[[Any], None]]
+"""A part of a training's state: what reads it (a state tree), and what sets it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,15 @@ class PEFTTrainer(Trainer):
     """Trains a PEFT model on `Examples`.
 
     Attributes:
+        base: What the adapter stands on.
+        rate_ratio: LoRA+: the learning rate of B's over that of all others.
+        flops: Of matrix products in the first micro-batch, and its positions.
         counts: Tokens, positions (with padding) and labels seen in this session.
+        parts: Named parts of the state that checkpoints hold beside weights, optimizer,
+            scheduler and generators.
+        penalty: What is added to the gradient of each optimizer step, once, before
+            clipping: that of a scalar of the model. It is in no loss that is told.
+        fit: Given a checkpoint's tensors, lets the model have their shapes.
     """
 
     def __init__(
@@ -101,13 +115,18 @@ class PEFTTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         eval_batch_size: int = 32,
     ) -> None:
-        self._base = base
+        self.base = base
         self._train = train
         self._validation = validation
         self._eval_batch_size = eval_batch_size
         self._units = units(train)
         self._overhead = overhead_of(base.numerics.device)
         self.counts = {"tokens": 0, "positions": 0, "labels": 0}
+        self.rate_ratio = 1.0
+        self.flops: tuple[int, int] | None = None
+        self.parts: dict[str, Part] = {}
+        self.penalty: Callable[[Any], torch.Tensor] | None = None
+        self.fit: Callable[[dict[str, torch.Tensor]], None] = lambda _: None
         super().__init__(
             model=model,
             args=args,
@@ -121,7 +140,7 @@ class PEFTTrainer(Trainer):
 
     def _collate(self, batch: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Return a micro-batch as groups of like length, each padded apart."""
-        pad_id = self._base.processor.pad_token_id
+        pad_id = self.base.processor.pad_token_id
         sizes = unit_lengths(self._train, batch)
         several = self.accelerator.num_processes > 1  # DDP wants one forward a step
         groups = length_groups(sizes, 2**40 if several else self._overhead)
@@ -176,7 +195,7 @@ class PEFTTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         labels = 0
         for group in inputs["groups"]:
-            logits_NC, labels_N, _ = supervised_logits(model, group, self._base)
+            logits_NC, labels_N, _ = supervised_logits(model, group, self.base)
             total = total + cross_entropy(logits_NC, labels_N, reduction="sum")
             labels += len(labels_N)
         loss = total / (num_items_in_batch or labels)
@@ -189,6 +208,41 @@ class PEFTTrainer(Trainer):
         processes: int = self.accelerator.num_processes
         return loss * processes  # DDP averages over them
 
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        num_items_in_batch: int | None = None,
+    ) -> torch.Tensor:
+        """Add a micro-batch's gradient, and with the last one the penalty's."""
+        if self.flops is None:
+            with FlopCounterMode(display=False) as counter:
+                loss: torch.Tensor = super().training_step(
+                    model, inputs, num_items_in_batch
+                )
+            positions = sum(g["input_ids"].numel() for g in inputs["groups"])
+            self.flops = counter.get_total_flops(), positions
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.penalty is not None and self.accelerator.sync_gradients:
+            torch.autograd.backward(self.penalty(self.model))
+        return loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the optimizer; with LoRA+ every B learns by a rate of its own."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.rate_ratio != 1:
+            named = self.model.named_parameters()
+            faster = {id(p) for name, p in named if ".lora_B." in name}
+            for group in list(optimizer.param_groups):
+                held = group["params"]
+                group["params"] = [p for p in held if id(p) not in faster]
+                rest = [p for p in held if id(p) in faster]
+                rate = group["lr"] * self.rate_ratio
+                if rest:
+                    optimizer.add_param_group({**group, "params": rest, "lr": rate})
+        return optimizer
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: the estimate is of no use here, and knows one batch shape only."""
         return 0
@@ -197,9 +251,7 @@ class PEFTTrainer(Trainer):
         """Return the validation figures of the present adapter."""
         if self._validation is None:
             raise TrainingError("there are no validation rows")
-        metrics = self._validation.measure(
-            self.model, self._base, self._eval_batch_size
-        )
+        metrics = self._validation.measure(self.model, self.base, self._eval_batch_size)
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -220,9 +272,10 @@ class PEFTTrainer(Trainer):
                 self.state.stateful_callbacks[name] = callback.state()
         over = self.state.global_step >= self.state.max_steps
         with atomic_directory(folder) as temporary:
-            save_weights(self.model, temporary)
+            write_trained(temporary, self.model)
             write_state(
                 temporary,
+                parts={name: read() for name, (read, _) in self.parts.items()},
                 optimizer=self.optimizer.state_dict(),
                 scheduler=self.lr_scheduler.state_dict(),
                 generators=generators(),
@@ -241,12 +294,19 @@ class PEFTTrainer(Trainer):
             remove_directory(old)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        load_weights(self.model, Path(checkpoint))
+        folder = Path(checkpoint)
+        tensors = read_trained(folder)
+        self.fit(tensors)
+        if self.parts:
+            held = read_state(folder)["parts"]
+            for name, (_, put) in self.parts.items():
+                put(held[name])
+        put_trained(self.model, tensors, folder)
 
     def _load_best_model(self) -> None:
         # the run may have been moved since: only the name of the folder counts
         name = Path(self.state.best_model_checkpoint).name
-        load_weights(self.model, Path(self.args.output_dir) / name)
+        self._load_from_checkpoint(str(Path(self.args.output_dir) / name))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

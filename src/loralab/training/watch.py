@@ -27,6 +27,7 @@ class ReportCallback(TrainerCallback):
         self._started = 0.0
         self._first_step = 0
         self.seconds = 0.0
+        self.most_trained = 0
 
     def on_train_begin(
         self,
@@ -43,9 +44,12 @@ class ReportCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        model: Any = None,
         **kwargs: Any,
     ) -> None:
         """Start the clock; evaluation and saving are not on it."""
+        sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+        self.most_trained = max(self.most_trained, sum(sizes))
         self._started = time.perf_counter()
 
     def on_step_end(

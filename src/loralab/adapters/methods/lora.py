@@ -2,30 +2,45 @@
 
     h = W x + s · B A x,   A: rank × in,  B: out × rank,  s = alpha / rank
 
-A is drawn at random, B is zero, so training starts at the base model.
+A is drawn at random, B is zero, so training starts at the base model. Variants:
+
+    rslora  s = alpha / √rank                          (Kalajdzievski 2023, 2312.03732)
+    dora    W' = m ⊙ (W + s B A) / ‖W + s B A‖, m learnt   (Liu et al. 2024, 2402.09353)
+    LoRA+   B learns `learning_rate_ratio` times faster  (Hayou et al. 2024, 2402.12354)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from loralab.registry import Params, register
+from loralab.adapters.abilities import Abilities
+from loralab.adapters.ranks_config import CalibrationConfig, RanksConfig, ResizeConfig
+from loralab.adapters.site import Site, TargetParams, wrap
+from loralab.registry import register
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+Init = Literal[
+    "default", "gaussian", "pissa", "olora", "orthogonal", "eva", "corda", "loftq",
+    "lora-ga",
+]  # fmt: skip
 
-class LoraParams(Params):
+
+class LoraParams(TargetParams):
     """The params of LoRA."""
 
     rank: int = Field(8, gt=0)
     alpha: float = Field(16, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = Field(
-        "all-linear", description="attention, qv, mlp, all-linear, or a list of names"
+    init: Init = Field("default", description="how A and B begin")
+    rslora: bool = Field(False, description="scale by alpha / √rank")
+    dora: bool = Field(False, description="learn each output's magnitude apart")
+    learning_rate_ratio: float = Field(
+        1.0, gt=0, description="LoRA+: B's learning rate over A's; the paper takes 16"
     )
     rank_pattern: dict[str, int] = Field(
         default_factory=dict, description="module pattern -> its own rank"
@@ -33,6 +48,13 @@ class LoraParams(Params):
     alpha_pattern: dict[str, float] = Field(
         default_factory=dict, description="module pattern -> its own alpha"
     )
+    ranks: RanksConfig | None = Field(
+        None, description="a strategy that gives each module its rank, under a budget"
+    )
+    schedule: list[ResizeConfig] = Field(
+        default_factory=list, description="ranks that shrink or grow while training"
+    )
+    calibration: CalibrationConfig = CalibrationConfig()
 
     @model_validator(mode="after")
     def _patterns_together(self) -> LoraParams:
@@ -42,30 +64,77 @@ class LoraParams(Params):
                 f"{sorted(alone)} stands in only one of rank_pattern and "
                 "alpha_pattern, which would change its scale alpha / rank; give both"
             )
-        if not self.target_modules:
-            raise ValueError("target_modules is empty")
         return self
 
+    @model_validator(mode="after")
+    def _one_source_of_ranks(self) -> LoraParams:
+        for wrong, words in (
+            (self.ranks and self.rank_pattern, "ranks and rank_pattern both set ranks"),
+            (self.dora and self.schedule, "schedule cannot resize DoRA's magnitudes"),
+            (
+                self.dora and self.init in ("pissa", "olora", "corda", "lora-ga"),
+                f"dora would normalise by a base that init={self.init} has changed",
+            ),
+            (
+                self.schedule and self.init in ("pissa", "olora", "corda", "lora-ga"),
+                f"init={self.init} moves part of the base into the adapter, which "
+                "shrinking would cut away",
+            ),
+        ):
+            if wrong:
+                raise PydanticCustomError("loralab", "{m}; choose one", {"m": words})
+        return self
 
-@register("PEFT method", "lora", LoraParams)
-def lora(
-    params: LoraParams, targets: Sequence[str] | str, modules_to_save: Sequence[str]
-) -> LoraConfig:
-    """Return PEFT's configuration.
+    @property
+    def native(self) -> bool:
+        """Whether the adapter stands on a base that attaching has changed for good."""
+        return self.init == "loftq"
 
-    Args:
-        params: Rank, alpha, dropout, patterns.
-        targets: Module names or one regular expression, as PEFT takes them.
-        modules_to_save: Modules trained and saved in full (a new head).
-    """
+    @property
+    def limits(self) -> dict[str, str]:
+        """What this variant cannot do though LoRA can, with the reason."""
+        found = {}
+        if self.dora:
+            found["vllm"] = "vLLM serves no DoRA"
+        if self.init in ("pissa", "olora", "corda", "loftq", "lora-ga"):
+            found["quantized"] = f"init={self.init} rewrites the base's float weights"
+        if self.init == "loftq":
+            found["vllm"] = "the adapter belongs on the base that loftq has quantized"
+        return found
+
+
+VARIANTS = (
+    {"dora": True},
+    *({"init": i} for i in ("pissa", "olora", "eva", "corda", "loftq", "lora-ga")),
+)
+
+
+@register(
+    "PEFT method",
+    "lora",
+    LoraParams,
+    able=Abilities(vllm=""),
+    variants=VARIANTS,
+    driver="loralab.training.schedule",
+)
+def lora(params: LoraParams, site: Site) -> Any:
+    """Return the base with LoRA on it, initialised by default."""
+    return wrap(site, lora_config(params, site))
+
+
+def lora_config(params: LoraParams, site: Site) -> LoraConfig:
+    """Return PEFT's configuration."""
     from peft import LoraConfig
 
     return LoraConfig(
         r=params.rank,
         lora_alpha=params.alpha,  # type: ignore[arg-type]  # a float works
         lora_dropout=params.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        rank_pattern=params.rank_pattern,
-        alpha_pattern=params.alpha_pattern,
-        modules_to_save=list(modules_to_save) or None,
+        target_modules=site.targets,
+        use_rslora=params.rslora,
+        use_dora=params.dora,
+        init_lora_weights="gaussian" if params.init == "gaussian" else True,
+        rank_pattern=dict(params.rank_pattern),
+        alpha_pattern=dict(params.alpha_pattern),
+        fan_in_fan_out=site.conv1d,
     )

@@ -1,0 +1,112 @@
+"""What a PEFT method can do, known before anything is trained.
+
+A method declares its abilities where it is registered. Each cell is empty, which means
+it can, or the reason why it cannot; a plan that needs what it cannot is refused with
+that reason. ``loralab methods`` prints the table, and a test tries every cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from loralab import registry
+from loralab.config import PEFTConfig
+from loralab.errors import AdapterError
+
+WORDS = {
+    "merge": "be merged into the base's weights",
+    "quantized": "stand on a 4-bit or 8-bit base",
+    "encoder": "adapt an encoder",
+    "decoder": "adapt a language model",
+    "vision": "adapt a vision transformer",
+    "checkpointing": "be trained with activation checkpointing",
+    "packing": "be trained on packed rows",
+    "vllm": "be served by vLLM",
+}
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a method can do: an empty text, or the reason why it cannot.
+
+    Attributes:
+        merge: Become part of the base's own weights, so that inference costs nothing.
+        quantized: Stand on a base of 4 or 8 bits (bitsandbytes).
+        encoder: Adapt an encoder such as BERT.
+        decoder: Adapt a language model.
+        vision: Adapt a vision transformer.
+        checkpointing: Be trained with activation checkpointing.
+        packing: Be trained on several rows in one sequence.
+        vllm: Be served by vLLM as an adapter.
+    """
+
+    merge: str = ""
+    quantized: str = ""
+    encoder: str = ""
+    decoder: str = ""
+    vision: str = ""
+    checkpointing: str = ""
+    packing: str = ""
+    vllm: str = "vLLM serves LoRA adapters only"
+
+
+def abilities_of(name: str, params: dict[str, Any]) -> Abilities:
+    """Return what a method can do with these params."""
+    entry = registry.get("PEFT method", name)
+    able: Abilities = entry.facts["able"]
+    limits = getattr(entry.schema(**params), "limits", {})
+    return replace(able, **limits)
+
+
+def require(config: PEFTConfig, need: str, where: str) -> None:
+    """Refuse a method that cannot do what a configuration asks of it.
+
+    Args:
+        config: The method and its params.
+        need: A field of `Abilities`.
+        where: The key that asks for it.
+
+    Raises:
+        AdapterError: it cannot; the reason is said.
+    """
+    reason = getattr(abilities_of(config.name, config.params), need)
+    if reason:
+        raise AdapterError(
+            f"{config.name} cannot {WORDS[need]}",
+            where=where,
+            why=reason,
+            fix="`loralab methods` lists the methods that can",
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of methods.
+
+    Attributes:
+        method: Its name, with the params that make it a variant of its own.
+        params: Those params.
+        able: What it can do.
+    """
+
+    method: str
+    params: dict[str, Any]
+    able: Abilities
+
+    def cells(self) -> dict[str, str]:
+        """Return ability -> reason, or an empty text."""
+        return asdict(self.able)
+
+
+def table() -> list[Row]:
+    """Return every method, and its variants with other abilities, by name."""
+    found = []
+    for name in registry.names("PEFT method"):
+        entry = registry.get("PEFT method", name)
+        for params in ({}, *entry.facts.get("variants", ())):
+            shown = " ".join(f"{k}={v}".lower() for k, v in params.items())
+            found.append(
+                Row(f"{name} {shown}".strip(), params, abilities_of(name, params))
+            )
+    return found
