@@ -27,6 +27,7 @@ RATES = {  # where the usual 5e-3 is too small or too large for 20 steps
     "full": 1e-4, "vera": 0.05, "fourierft": 0.05, "prompt-tuning": 0.1,
     "prefix-tuning": 0.05, "p-tuning": 5e-3, "ia3": 0.05, "bitfit": 2e-2,
     "ln-tuning": 2e-2, "linear-probe": 0.05, "boft": 0.02, "oft": 0.02,
+    "lora init=olora": 5e-4, "lora init=lora-ga": 5e-4,
 }  # fmt: skip
 SMALL = {
     "oft": {"block_size": 8},
@@ -40,7 +41,10 @@ def cells() -> list[tuple[str, str, dict]]:
     found = []
     for row in abilities.table():
         method = row.method.split(" ")[0]
-        found.append((row.method, method, {**SMALL.get(method, {}), **row.params}))
+        params = {**SMALL.get(method, {}), **row.params}
+        if row.params.get("init") == "eva":  # a pooler gives one input a row
+            params["rank"] = len(TEXTS)
+        found.append((row.method, method, params))
     return found
 
 
@@ -111,7 +115,8 @@ def train_cell(model: str, method: str, params: dict, folder: Path) -> dict:
     net = attached.model
     trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
     before = {n: p.detach().clone() for n, p in trained.items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=RATES.get(method, 2e-3))
+    rate = RATES.get(f"lora init={params.get('init')}", RATES.get(method, 2e-3))
+    optimizer = torch.optim.AdamW(trained.values(), lr=rate)
     losses = []
     net.train()
     for _ in range(STEPS):

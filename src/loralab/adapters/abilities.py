@@ -16,7 +16,8 @@ from loralab.errors import AdapterError
 
 WORDS = {
     "merge": "be merged into the base's weights",
-    "quantized": "stand on a 4-bit or 8-bit base",
+    "nf4": "stand on a 4-bit base",
+    "int8": "stand on an 8-bit base",
     "encoder": "adapt an encoder",
     "decoder": "adapt a language model",
     "vision": "adapt a vision transformer",
@@ -32,7 +33,8 @@ class Abilities:
 
     Attributes:
         merge: Become part of the base's own weights, so that inference costs nothing.
-        quantized: Stand on a base of 4 or 8 bits (bitsandbytes).
+        nf4: Stand on a base of 4 bits (bitsandbytes).
+        int8: Stand on a base of 8 bits (bitsandbytes).
         encoder: Adapt an encoder such as BERT.
         decoder: Adapt a language model.
         vision: Adapt a vision transformer.
@@ -42,7 +44,8 @@ class Abilities:
     """
 
     merge: str = ""
-    quantized: str = ""
+    nf4: str = ""
+    int8: str = ""
     encoder: str = ""
     decoder: str = ""
     vision: str = ""

@@ -73,10 +73,7 @@ def allot(site: Site, params: Any, batches: Batches | None) -> Allotment | None:
     elif need:
         statistics = _measured(need, site, wanted, batches)
     ranks = allocate(strategy, modules, budget, statistics, wanted.seed)
-    rank_pattern, alpha_pattern = patterns(ranks, params.alpha / params.rank)
-    if params.rslora:  # alpha / √rank is to be equal
-        base = params.alpha / params.rank**0.5
-        alpha_pattern = {key: base * rank**0.5 for key, rank in rank_pattern.items()}
+    changed = _settings(ranks, params)
     record = {
         "strategy": wanted.name,
         "params": wanted.params,
@@ -89,8 +86,27 @@ def allot(site: Site, params: Any, batches: Batches | None) -> Allotment | None:
         "seconds": round(time.perf_counter() - began, 3),
         "ranks": ranks,
     }
-    changed = {"rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
     return Allotment(ranks, params.model_copy(update=changed), record)
+
+
+def _settings(ranks: dict[str, int], params: Any) -> dict[str, Any]:
+    """Return the params that give each module its rank, and all of them one scale.
+
+    The largest rank is the plain one: what serves adapters sizes its buffers by it.
+    """
+    scale, most = params.alpha / params.rank, max(ranks.values())
+    rank_pattern, alpha_pattern = patterns(ranks, scale)
+    alpha = scale * most
+    if params.rslora:  # alpha / √rank is to be equal
+        scale = params.alpha / params.rank**0.5
+        alpha_pattern = {key: scale * r**0.5 for key, r in rank_pattern.items()}
+        alpha = scale * most**0.5
+    return {
+        "rank": most,
+        "alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+    }
 
 
 def budget_of(wanted: RanksConfig, modules: list[Module], rank: int) -> Budget | None:

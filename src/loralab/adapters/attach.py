@@ -19,7 +19,7 @@ from loralab.adapters.initialise import initialise, plain_difference
 from loralab.adapters.site import Site, site_of, wrap
 from loralab.config import PEFTConfig
 from loralab.errors import AdapterError
-from loralab.models.architecture import kind_of
+from loralab.models.architecture import kind_of, quantized_as
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
 from loralab.registry import Params
@@ -72,6 +72,8 @@ def attach(
     entry = registry.get("PEFT method", config.name)
     params = entry.schema(**config.params)
     require(config, kind_of(loaded.facts), "peft.name")
+    if stored := quantized_as(loaded.model):
+        require(config, stored, "peft.name")
     site = site_of(loaded, params, entry.facts.get("over", "linear"))
     _check_keys(params, site)
     allotted = allot(site, params, batches)

@@ -17,7 +17,9 @@ from loralab.cli import (
     doctor,
     evaluate,
     infer,
+    methods,
     plan,
+    ranks,
     runs,
     study,
     sweep,
@@ -48,6 +50,8 @@ def options(
 
 
 app.command("plan")(plan.plan)
+app.command("methods")(methods.methods)
+app.command("ranks")(ranks.ranks)
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)

@@ -207,6 +207,13 @@ def kind_of(facts: Facts) -> str:
     return "encoder" if facts.model_type in ENCODERS else "decoder"
 
 
+def quantized_as(model: Any) -> str | None:
+    """Return ``nf4`` or ``int8`` if a model has such linear modules (bitsandbytes)."""
+    formats = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
+    found = {formats.get(type(module).__name__) for module in model.modules()}
+    return next((name for name in formats.values() if name in found), None)
+
+
 def norm_names(model: Any, new_modules: Sequence[str] = ()) -> list[str]:
     """Return the paths of the normalisation layers that have a weight."""
     return [

@@ -7,3 +7,4 @@ NO_PACKING = "its virtual tokens stand before the whole sequence, not before eac
 NO_PATCHES = "its virtual tokens are embeddings of text, and an image has patches"
 NOT_LINEAR = "it is no change of a weight, but more positions of the sequence"
 NO_ADAPTER = "it leaves no adapter, only other values of the model's own tensors"
+NO_KERNEL = "PEFT multiplies it with float weights, and has no quantized layer"

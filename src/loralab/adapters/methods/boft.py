@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from loralab.adapters.abilities import Abilities
+from loralab.adapters.methods._common import NO_KERNEL
 from loralab.adapters.site import Site, TargetParams, wrap
 from loralab.registry import register
 
@@ -24,7 +25,9 @@ class BoftParams(TargetParams):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-@register("PEFT method", "boft", BoftParams, able=Abilities())
+@register(
+    "PEFT method", "boft", BoftParams, able=Abilities(nf4=NO_KERNEL, int8=NO_KERNEL)
+)
 def boft(params: BoftParams, site: Site) -> Any:
     """Return the base with BOFT on it."""
     from peft import BOFTConfig

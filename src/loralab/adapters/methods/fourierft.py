@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from loralab.adapters.abilities import Abilities
+from loralab.adapters.methods._common import NO_KERNEL
 from loralab.adapters.site import Site, TargetParams, wrap
 from loralab.registry import register
 
@@ -22,7 +23,12 @@ class FourierftParams(TargetParams):
     location_seed: int = Field(777, ge=0, description="of the places")
 
 
-@register("PEFT method", "fourierft", FourierftParams, able=Abilities())
+@register(
+    "PEFT method",
+    "fourierft",
+    FourierftParams,
+    able=Abilities(nf4=NO_KERNEL, int8=NO_KERNEL),
+)
 def fourierft(params: FourierftParams, site: Site) -> Any:
     """Return the base with FourierFT on it."""
     from peft import FourierFTConfig

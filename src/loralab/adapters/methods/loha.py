@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from loralab.adapters.abilities import Abilities
+from loralab.adapters.methods._common import NO_KERNEL
 from loralab.adapters.site import Site, TargetParams, wrap
 from loralab.registry import register
 
@@ -25,7 +26,9 @@ class LohaParams(TargetParams):
     module_dropout: float = Field(0.0, ge=0, lt=1)
 
 
-@register("PEFT method", "loha", LohaParams, able=Abilities())
+@register(
+    "PEFT method", "loha", LohaParams, able=Abilities(nf4=NO_KERNEL, int8=NO_KERNEL)
+)
 def loha(params: LohaParams, site: Site) -> Any:
     """Return the base with LoHa on it."""
     from peft import LoHaConfig

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from loralab.adapters.abilities import Abilities
+from loralab.adapters.methods._common import NO_KERNEL
 from loralab.adapters.site import Site, TargetParams, wrap
 from loralab.registry import register
 
@@ -27,7 +28,9 @@ class LokrParams(TargetParams):
     )
 
 
-@register("PEFT method", "lokr", LokrParams, able=Abilities())
+@register(
+    "PEFT method", "lokr", LokrParams, able=Abilities(nf4=NO_KERNEL, int8=NO_KERNEL)
+)
 def lokr(params: LokrParams, site: Site) -> Any:
     """Return the base with LoKr on it."""
     from peft import LoKrConfig

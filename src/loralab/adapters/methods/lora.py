@@ -97,7 +97,16 @@ class LoraParams(TargetParams):
         if self.dora:
             found["vllm"] = "vLLM serves no DoRA"
         if self.init in ("pissa", "olora", "corda", "loftq", "lora-ga"):
-            found["quantized"] = f"init={self.init} rewrites the base's float weights"
+            reason = f"init={self.init} rewrites the base's float weights"
+            found |= {"nf4": reason, "int8": reason}
+        if self.dora:
+            found["int8"] = (
+                "bitsandbytes loses its scales once DoRA has read the weights"
+            )
+        if self.init == "eva":
+            found["nf4"] = (
+                "bitsandbytes packs the weights anew while EVA looks at inputs"
+            )
         if self.init == "loftq":
             found["vllm"] = "the adapter belongs on the base that loftq has quantized"
         return found

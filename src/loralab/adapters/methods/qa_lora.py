@@ -76,7 +76,8 @@ def from_plain(params: QALoraParams) -> Callable[[dict[str, Any]], dict[str, Any
 
 
 ABLE = Abilities(
-    quantized="it quantizes the float base itself",
+    nf4="it quantizes the float base itself",
+    int8="it quantizes the float base itself",
     vllm="its plain LoRA belongs on the base as it was quantized here",
 )
 

@@ -1,0 +1,178 @@
+"""`loralab ranks`: where rank would go, or where it went and what it was used for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loralab.cli.options import Overrides, RunsDir
+
+if TYPE_CHECKING:
+    from loralab.adapters.autopsy import Autopsy
+    from loralab.runs import Run
+
+
+def ranks(
+    experiment: Annotated[
+        str | None, typer.Argument(help="A preset or the path of a YAML file.")
+    ] = None,
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="A run, whose adapter is looked into.")
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(help="Share of the energy Σσ² that is kept, with --from.")
+    ] = 0.9,
+    measure: Annotated[
+        bool, typer.Option(help="Measure the truncated adapter, with --from.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the truncated adapter here, with --from.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write figures into this folder.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show the ranks that an experiment's strategy gives, layer by module.
+
+    With --from RUN: the spectra of a trained adapter, the smallest ranks that keep a
+    share of its energy, and the truncated adapter's quality beside the whole one's.
+    """
+    from loralab.errors import ConfigError
+
+    if (experiment is None) == (source is None):
+        raise ConfigError("name an experiment, or a run with --from")
+    if source is None:
+        _allocate(str(experiment), overrides or [], figures, json_output)
+        return
+    _look_into(source, runs_dir, keep, measure, out, figures, json_output)
+
+
+def _allocate(
+    experiment: str, overrides: list[str], figures: Path | None, json_output: bool
+) -> None:
+    from loralab.cli import render
+    from loralab.config import compose
+    from loralab.training.allotted import ranks_of_experiment
+
+    config = compose(experiment, overrides)
+    console = render.console()
+
+    def tell(what: str) -> None:
+        if not json_output:
+            console.print(f"{what} …", markup=False)
+
+    found = ranks_of_experiment(config, tell)
+    if json_output:
+        typer.echo(json.dumps(found))
+    else:
+        _print(console, found)
+    if figures:
+        from loralab.reporting.figures import rank_map, save
+
+        drawn = rank_map(
+            found["ranks"],
+            found["strategy"],
+            found["budget"] or found["met"],
+            found["met"],
+            found["unit"],
+            found["parameters"],
+        )
+        _told(console, save(drawn, figures, "ranks"), json_output)
+
+
+def _print(console: Any, found: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from loralab.reporting.ranks import rank_matrix
+
+    columns, rows = rank_matrix(found["ranks"])
+    table = Table(title=f"ranks by {found['strategy']}", title_justify="left")
+    table.add_column("layer")
+    for column in columns:
+        table.add_column(column, justify="right")
+    most = max(found["ranks"].values())
+    for name, row in rows:
+        table.add_row(name, *(Text(_cell(rank), _shade(rank, most)) for rank in row))
+    console.print(table)
+    asked = f" of {found['budget']:,}" if found["budget"] else ""
+    scales = ", ".join(f"{s:g} (×{n})" for s, n in found["scales"].items())
+    for line in (
+        f"budget   {found['met']:,}{asked} {found['unit']} "
+        f"({found['parameters']:,} parameters, {len(found['ranks'])} modules)",
+        f"scale    alpha / rank is {scales}",
+        f"cost     {found['seconds']:.1f} s",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _cell(rank: int | None) -> str:
+    return "" if rank is None else str(rank)
+
+
+def _shade(rank: int | None, most: int) -> str:
+    """Return a background that darkens with rank, in 24 steps of grey."""
+    if rank is None:
+        return ""
+    step = 255 - round(23 * rank / most)
+    return f"{'white' if step < 244 else 'black'} on color({step})"
+
+
+def _look_into(
+    source: str,
+    runs_dir: Path,
+    keep: float,
+    measure: bool,
+    out: Path | None,
+    figures: Path | None,
+    json_output: bool,
+) -> None:
+    from loralab.adapters.autopsy import autopsy, write_truncated
+    from loralab.cli import render
+    from loralab.cli.autopsy_view import autopsy_lines, autopsy_table, truncation_table
+    from loralab.evaluation.autopsy import evaluate_truncated
+    from loralab.runs import find_run
+
+    run = find_run(source, runs_dir)
+    console = render.console()
+    found = autopsy(run, keep)
+    result = evaluate_truncated(run, found) if measure else None
+    if json_output:
+        typer.echo(json.dumps({"autopsy": found.as_dict(), "measured": result}))
+    else:
+        console.print(autopsy_table(found))
+        for line in autopsy_lines(found):
+            console.print(line, markup=False, soft_wrap=True)
+        if result:
+            console.print(truncation_table(result))
+    if out:
+        write_truncated(found, out)
+        _told(console, [out], json_output)
+    if figures:
+        _told(console, _draw(run, found, figures), json_output)
+
+
+def _draw(run: Run, found: Autopsy, folder: Path) -> list[Path]:
+    """Write the spectra, and for ranks that changed their history."""
+    from loralab.reporting.figures import Spectrum, save, spectra_map
+    from loralab.reporting.figures.rank_history import rank_history, read_rank_history
+
+    kept = found.by_rank.ranks
+    spectra = [Spectrum(m.name, m.sigma, kept[m.name]) for m in found.modules]
+    paths = save(spectra_map(spectra, found.curve, found.keep), folder, "spectra")
+    if any(event["event"] == "ranks" for event in run.events()):
+        history = read_rank_history(run.events())
+        paths += save(rank_history(history), folder, "rank-history")
+    return paths
+
+
+def _told(console: Any, paths: list[Path], quiet: bool) -> None:
+    if not quiet:
+        for path in paths:
+            console.print(f"wrote {path}", markup=False, soft_wrap=True)
