@@ -132,11 +132,13 @@ def train_cell(model: str, method: str, params: dict, folder: Path) -> dict:
     else:
         save_weights(net, folder)
     logits = logits_of(net, base)
+    with net.disable_adapter():
+        plain = logits_of(net, base)
     head = {n: t for n, t in state_of(net).items() if "classifier" in n}
     still = [n for n, p in trained.items() if torch.equal(before[n], p)]
     return {
         "losses": losses, "still": still, "logits": logits, "model": net, "base": base,
-        "head": head, "attached": attached, "config": config,
+        "head": head, "plain": plain, "attached": attached, "config": config,
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """One matrix over all PEFT methods: it learns, it moves, it comes back, it merges."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,8 @@ ABLE = {row.method: row.able for row in abilities.table()}
 # MiniLM is the text model; what cannot adapt an encoder is tried on SmolLM2
 TEXT = {label: "smollm2" if able.encoder else "minilm" for label, able in ABLE.items()}
 GRID = [("vit", label) for label in CELLS] + [(TEXT[x], x) for x in CELLS]
+# these train on another base than the one they were given
+CHANGES_BASE = re.compile("pissa|olora|corda|lora-ga|loftq|qa-lora")
 KIND = {"vit": "vision", "minilm": "encoder", "smollm2": "decoder"}
 LEARNT = [cell for cell in GRID if not getattr(ABLE[cell[1]], KIND[cell[0]])]
 REFUSED = [cell for cell in GRID if cell not in LEARNT]
@@ -42,6 +45,14 @@ def trained(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Return each base's own logits."""
+    folder = tmp_path_factory.mktemp("bases")
+    found = {model: base_of(model, folder) for model in KIND}
+    return {model: logits_of(base.model, base) for model, base in found.items()}
+
+
 def merged(made, label):
     """Return the merged model's logits, or None where it cannot merge."""
     if ABLE[label].merge:
@@ -51,7 +62,7 @@ def merged(made, label):
 
 
 @pytest.mark.parametrize(("model", "label"), LEARNT)
-def test_it_learns_moves_comes_back_and_merges(trained, model, label):
+def test_it_learns_moves_comes_back_and_merges(trained, bases, model, label):
     made = trained[model, label]
     assert sum(made["losses"][-5:]) < sum(made["losses"][:5])
     assert made["still"] == []
@@ -60,6 +71,8 @@ def test_it_learns_moves_comes_back_and_merges(trained, model, label):
     if model != "smollm2":
         names = {name for name in made["head"] if "original_module" not in name}
         assert len(names) >= 2  # the new head's weight and bias are in the file
+    if not CHANGES_BASE.search(label):
+        torch.testing.assert_close(made["plain"], bases[model], atol=1e-5, rtol=1e-5)
     if made["merged"] is not None:
         torch.testing.assert_close(made["merged"], made["logits"], atol=2e-4, rtol=1e-3)
 

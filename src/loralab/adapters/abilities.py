@@ -62,13 +62,17 @@ def abilities_of(name: str, params: dict[str, Any]) -> Abilities:
     return replace(able, **limits)
 
 
-def require(config: PEFTConfig, need: str, where: str) -> None:
+OTHERS = "`loralab methods` lists the methods that can"
+
+
+def require(config: PEFTConfig, need: str, where: str, fix: str = OTHERS) -> None:
     """Refuse a method that cannot do what a configuration asks of it.
 
     Args:
         config: The method and its params.
         need: A field of `Abilities`.
         where: The key that asks for it.
+        fix: What to do.
 
     Raises:
         AdapterError: it cannot; the reason is said.
@@ -79,7 +83,7 @@ def require(config: PEFTConfig, need: str, where: str) -> None:
             f"{config.name} cannot {WORDS[need]}",
             where=where,
             why=reason,
-            fix="`loralab methods` lists the methods that can",
+            fix=fix,
         )
 
 

@@ -145,6 +145,8 @@ def _put(layer: Any, adapter: str, factors: Factors) -> None:
         (layer.lora_B[adapter], factors.B),
     ):
         old = linear.weight
+        if group := getattr(linear, "group", 0):  # QA-LoRA's A, constant in groups
+            tensor = tensor[:, ::group]
         linear.weight = Parameter(tensor.to(old), requires_grad=old.requires_grad)
         linear.out_features, linear.in_features = tensor.shape
     layer.r[adapter] = factors.rank

@@ -140,6 +140,9 @@ def wrap(site: Site, config: Any) -> Any:
             where="peft",
             why=str(error).split("\n")[0],
         ) from None
+    if config.is_prompt_learning and not loaded.model.can_generate():
+        # PEFT's disable_adapter asks for it, though only a generator has one
+        loaded.model.prepare_inputs_for_generation = None
     # PEFT writes the folder it was loaded from, and names a head twice
     config.base_model_name_or_path = loaded.path
     config.modules_to_save = list(site.modules_to_save) or None

@@ -107,13 +107,28 @@ def _attach(
 ) -> Attached:
     """Attach the adapter; calibrate it on training rows where it asks for that."""
     if examples.capacity is not None:
-        require(config.peft, "packing", "task.params.packing")
+        key = "task.params.packing"
+        require(config.peft, "packing", key, f"set {key}=false")
     params = registry.get("PEFT method", config.peft.name).schema(**config.peft.params)
+    _check_length(base, examples, getattr(params, "tokens", 0))
     settings = getattr(params, "calibration", None)
     if tell is None or settings is None or not calibrates(params):
         return attach(base, config.peft)
     tell(f"calibrating on {settings.batches} batches of {settings.rows} training rows")
     return attach(base, config.peft, calibration_batches(examples, base, settings))
+
+
+def _check_length(base: LoadedModel, examples: Examples, virtual: int) -> None:
+    """Refuse rows that a learnt prompt makes longer than the base can read."""
+    limit = getattr(base.model.config, "max_position_embeddings", None)
+    longest = max(examples.lengths) + virtual
+    if virtual and limit and longest > limit:
+        raise ConfigError(
+            f"rows of up to {longest - virtual} tokens and {virtual} virtual ones are "
+            f"more than the {limit} positions of the base",
+            where="peft.params.tokens",
+            fix=f"set task.params.max_length={limit - virtual}, or fewer tokens",
+        )
 
 
 def calibration_batches(
@@ -140,7 +155,8 @@ def _check(config: ExperimentConfig, weights: bool) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
     check_optimizer(config)
     if config.training.gradient_checkpointing:
-        require(config.peft, "checkpointing", "training.gradient_checkpointing")
+        key = "training.gradient_checkpointing"
+        require(config.peft, "checkpointing", key, f"set {key}=false")
     if driver := driver_of(config.peft):
         driver.check(config)
     if weights:  # a plan needs no tracker

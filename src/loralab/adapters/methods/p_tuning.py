@@ -10,7 +10,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from loralab.adapters.abilities import Abilities
-from loralab.adapters.methods._common import NO_PACKING, NO_PATCHES, NOT_LINEAR
+from loralab.adapters.methods._common import (
+    NO_PACKING,
+    NO_PATCHES,
+    NOT_LINEAR,
+    check_prompt,
+)
 from loralab.adapters.site import Site, wrap
 from loralab.registry import Params, register
 
@@ -32,6 +37,7 @@ def p_tuning(params: PTuningParams, site: Site) -> Any:
     """Return the base with tokens before its input that a network makes."""
     from peft import PromptEncoderConfig
 
+    check_prompt(site)
     config = PromptEncoderConfig(
         num_virtual_tokens=params.tokens,
         encoder_reparameterization_type=params.network.upper(),

@@ -10,7 +10,12 @@ from typing import Any
 from pydantic import Field
 
 from loralab.adapters.abilities import Abilities
-from loralab.adapters.methods._common import NO_PACKING, NO_PATCHES, NOT_LINEAR
+from loralab.adapters.methods._common import (
+    NO_PACKING,
+    NO_PATCHES,
+    NOT_LINEAR,
+    check_prompt,
+)
 from loralab.adapters.site import Site, wrap
 from loralab.registry import Params, register
 
@@ -31,6 +36,7 @@ def prompt_tuning(params: PromptTuningParams, site: Site) -> Any:
     """Return the base with learnt tokens before its input."""
     from peft import PromptTuningConfig, PromptTuningInit
 
+    check_prompt(site)
     config = PromptTuningConfig(num_virtual_tokens=params.tokens)
     model = wrap(site, config)
     if params.text is not None:
