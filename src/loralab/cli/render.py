@@ -64,6 +64,18 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def budget(spent: Mapping[str, Any]) -> str:
+    """Return what a training has spent: parameters, tokens, time, products."""
+    most = ""
+    if spent.get("most_trainable", 0) > spent.get("trainable", 0):
+        most = f" ({spent['most_trainable']:,} at most)"
+    words = [f"{spent['trainable']:,} parameters{most}"] if "trainable" in spent else []
+    words += [f"{spent['tokens']:,} tokens", duration(spent["step_seconds"])]
+    if spent.get("flops"):
+        words.append(f"{spent['flops'] / 1e12:.2f} TFLOP")
+    return f"spent    {', '.join(words)} in {spent['steps']:,} steps"
+
+
 def interval(found: Mapping[str, float] | None, sign: bool = False) -> str:
     """Return ``0.912 [0.88, 0.94]``, with a sign for differences."""
     if found is None:

@@ -43,6 +43,8 @@ def train(
     for result in run.evaluations().values():
         for part in render.evaluation_parts(result):
             console.print(part)
+    if spent := run.read().get("training"):
+        console.print(render.budget(spent), markup=False, soft_wrap=True)
     console.print(
         f"run {run.path}  adapter {run.adapter}", markup=False, soft_wrap=True
     )

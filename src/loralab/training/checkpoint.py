@@ -19,7 +19,7 @@ from typing import Any
 
 from loralab.errors import RunError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def _split(tree: Any, name: str, tensors: dict[str, Any]) -> Any:
@@ -109,8 +109,12 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise RunError(
             "the checkpoint cannot be read", where=str(folder), why=str(error)
         ) from None
-    if version > FORMAT_VERSION:
-        raise RunError(f"the checkpoint has format {version}", where=str(folder))
+    if version != FORMAT_VERSION:
+        raise RunError(
+            f"the checkpoint has format {version}, and this is {FORMAT_VERSION}",
+            where=str(folder),
+            fix="continue with the loralab that began the run, or use --force",
+        )
     return {name: _join(tree, tensors) for name, tree in content.items()}
 
 

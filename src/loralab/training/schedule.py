@@ -73,8 +73,19 @@ class RankScheduleCallback(TrainerCallback):
         self._seed = seed
 
     def steps(self, total: int) -> dict[int, RanksAt]:
-        """Return after which steps of `total` the ranks change, and how."""
-        return {max(1, round(at * total)): how for at, how in self._changes.items()}
+        """Return after which steps of `total` the ranks change, and how.
+
+        Raises:
+            TrainingError: two changes would come after one step.
+        """
+        found = {max(1, round(at * total)): how for at, how in self._changes.items()}
+        if len(found) < len(self._changes):
+            raise TrainingError(
+                f"two changes of rank fall on one of {total} steps",
+                where="peft.params.schedule",
+                fix="move their shares apart, or train longer",
+            )
+        return found
 
     def on_train_begin(
         self,
@@ -83,7 +94,13 @@ class RankScheduleCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Refuse to change tensors that other processes hold copies of."""
+        """Refuse what would go wrong later.
+
+        Raises:
+            TrainingError: several processes hold copies of the tensors, or two changes
+                fall on one step.
+        """
+        self.steps(state.max_steps)
         if args.world_size > 1:
             raise TrainingError(
                 f"ranks cannot change in {args.world_size} processes",

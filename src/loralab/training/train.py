@@ -168,9 +168,9 @@ def _run_training(
     log.emit("plan", **plan)
     try:
         training = _fit(run, prepared, log, start, callbacks)
-        training["trainable"] = _trained(prepared.attached.model)
         log.tell("saving")
         _save(run, prepared)
+        training["trainable"] = _trained(prepared.attached.model)
         adapter = _saved(run, prepared)
         _evaluate(run, prepared, adapter, log)
     except LoralabError as error:
@@ -267,16 +267,16 @@ def _build_trainer(
 
     config, examples = prepared.config, prepared.examples
     validation = None
-    if "validation" in examples:
+    if encoded := examples.get("validation"):
         rows = list(prepared.rows.splits["validation"])
-        validation = Validation(examples["validation"], prepared.task, rows)
+        validation = Validation(encoded, prepared.task, rows)
     trainer = PEFTTrainer(
         prepared.attached.model,
         to_training_arguments(
             config.training,
             str(run.checkpoints),
             device=prepared.base.numerics.device,
-            validated="validation" in examples,
+            validated=validation is not None,
         ),
         prepared.base,
         examples["train"],
@@ -285,6 +285,7 @@ def _build_trainer(
     )
     report = ReportCallback(log, trainer.counts)
     trainer.add_callback(report)
+    trainer.parts["report"] = (report.state, report.load)
     trainer.add_callback(MovementGuard())
     if stopping := config.training.early_stopping:
         found = EarlyStoppingCallback(stopping.patience, stopping.threshold)
@@ -292,9 +293,8 @@ def _build_trainer(
     trainer.rate_ratio = config.peft.params.get("learning_rate_ratio", 1.0)
     if driver := driver_of(config.peft):
         driver.drive(trainer, log, config.peft)
-    for callback in callbacks:
-        if isinstance(callback, TrainerCallback):  # the others hear events only
-            trainer.add_callback(callback)
+    for callback in filter(lambda c: isinstance(c, TrainerCallback), callbacks):
+        trainer.add_callback(callback)  # the others hear events only
     note_small_tensors(config.training.optim, prepared.attached.model)
     return trainer, report
 
@@ -320,7 +320,7 @@ def _fit(
     spent, steps = report.seconds, trainer.state.global_step
     return {
         "steps": steps,
-        "seconds": round(time.perf_counter() - began, 3),
+        "seconds": round(time.perf_counter() - began, 3),  # of this session
         "step_seconds": round(spent, 3),
         **trainer.counts,
         "tokens_per_second": trainer.counts["tokens"] / spent if spent else None,
@@ -332,9 +332,9 @@ def _fit(
 
 
 def _flops(trainer: PEFTTrainer) -> float | None:
-    """Return the matrix products' floating-point operations of this session.
+    """Return the floating-point operations of matrix products.
 
-    Those of the first micro-batch, forward and backward, by position.
+    Those of the session's first micro-batch, forward and backward, by position.
     """
     if trainer.flops is None:
         return None

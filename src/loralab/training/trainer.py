@@ -97,7 +97,7 @@ class PEFTTrainer(Trainer):
         base: What the adapter stands on.
         rate_ratio: LoRA+: the learning rate of B's over that of all others.
         flops: Of matrix products in the first micro-batch, and its positions.
-        counts: Tokens, positions (with padding) and labels seen in this session.
+        counts: Tokens, positions (with padding) and labels seen.
         parts: Named parts of the state that checkpoints hold beside weights, optimizer,
             scheduler and generators.
         penalty: What is added to the gradient of each optimizer step, once, before
@@ -124,7 +124,9 @@ class PEFTTrainer(Trainer):
         self.counts = {"tokens": 0, "positions": 0, "labels": 0}
         self.rate_ratio = 1.0
         self.flops: tuple[int, int] | None = None
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, Part] = {
+            "counts": (lambda: dict(self.counts), self.counts.update)
+        }
         self.penalty: Callable[[Any], torch.Tensor] | None = None
         self.fit: Callable[[dict[str, torch.Tensor]], None] = lambda _: None
         super().__init__(
@@ -295,18 +297,23 @@ class PEFTTrainer(Trainer):
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         folder = Path(checkpoint)
+        tensors = self._shaped(folder)
+        held = read_state(folder)["parts"]
+        for name, (_, put) in self.parts.items():
+            put(held[name])
+        put_trained(self.model, tensors, folder)
+
+    def _shaped(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Return a checkpoint's tensors, and let the model have their shapes."""
         tensors = read_trained(folder)
         self.fit(tensors)
-        if self.parts:
-            held = read_state(folder)["parts"]
-            for name, (_, put) in self.parts.items():
-                put(held[name])
-        put_trained(self.model, tensors, folder)
+        return tensors
 
     def _load_best_model(self) -> None:
         # the run may have been moved since: only the name of the folder counts
         name = Path(self.state.best_model_checkpoint).name
-        self._load_from_checkpoint(str(Path(self.args.output_dir) / name))
+        folder = Path(self.args.output_dir) / name
+        put_trained(self.model, self._shaped(folder), folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -323,7 +330,6 @@ class PEFTTrainer(Trainer):
         from transformers import TrainerState
 
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_from_checkpoint(str(checkpoint))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
-        else:
-            self._load_from_checkpoint(str(checkpoint))

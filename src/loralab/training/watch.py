@@ -29,6 +29,14 @@ class ReportCallback(TrainerCallback):
         self.seconds = 0.0
         self.most_trained = 0
 
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed training goes on counting from."""
+        return {"seconds": self.seconds, "most_trained": self.most_trained}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Set what `state` returned."""
+        self.seconds, self.most_trained = state["seconds"], state["most_trained"]
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -36,8 +44,8 @@ class ReportCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Note where this session begins."""
-        self._first_step = state.global_step
+        """Note which step the clock counts from."""
+        self._first_step = 0 if self.seconds else state.global_step
 
     def on_step_begin(
         self,
