@@ -67,7 +67,7 @@ def trainer_of(config, folder, callbacks=()):
         list(callbacks),
     )
     folder.mkdir(exist_ok=True)
-    drive(made, EventLog(Run(folder)))
+    drive(made, EventLog(Run(folder)), config.peft)
     return made, prepared
 
 

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.tiny import tiny
 
-from loralab.adapters.files import load_weights, save_weights
+from loralab.adapters.files import save_weights
 from loralab.adapters.resize import (
     Resized,
     carry_optimizer,
@@ -23,10 +22,11 @@ from loralab.adapters.resize import (
     ranks_of,
     resize,
 )
-from loralab.errors import AdapterError, TrainingError
+from loralab.errors import AdapterError, RunError, TrainingError
 from loralab.lowrank.factors import Factors, singular_values
 from loralab.lowrank.files import read_adapter
 from loralab.models.quiet import quiet_libraries
+from loralab.training.checkpoint import put_trained, read_trained, write_trained
 from loralab.training.schedule import RankScheduleCallback, by_spectrum, grow
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -285,12 +285,12 @@ def test_stored_shapes_decide_before_a_checkpoint_is_loaded(tmp_path):
     model = adapted()
     ranks = dict(zip(ranks_of(model), (1, 6, 3, 4), strict=True))
     resize(model, ranks, seeded())
-    save_weights(model, tmp_path)
-    fresh = adapted()
-    with pytest.raises(AdapterError, match="expected"):
-        load_weights(fresh, tmp_path)
-    fit_shapes(fresh, load_file(tmp_path / "adapter_model.safetensors"))
-    load_weights(fresh, tmp_path)
+    write_trained(tmp_path, model)
+    tensors, fresh = read_trained(tmp_path), adapted()
+    with pytest.raises(RunError, match="of another model"):
+        put_trained(fresh, tensors, tmp_path)
+    fit_shapes(fresh, tensors)
+    put_trained(fresh, tensors, tmp_path)
     assert torch.equal(logits(fresh), logits(model))
     one, two = (m.peft_config["default"] for m in (fresh, model))
     for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern"):
