@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loralab.adapters.selection import Selection
 from loralab.config import TaskConfig
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel
@@ -148,6 +147,8 @@ def load_weights(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from loralab.adapters.selection import Selection
+
     file = folder / WEIGHTS
     if not file.is_file():
         raise AdapterError(
@@ -193,8 +194,10 @@ def _check_tensors(
 
 def state_of(model: Any) -> dict[str, Any]:
     """Return the trained tensors of a model, by the names they are stored under."""
-    if isinstance(model, Selection):
-        return model.state()
     from peft import get_peft_model_state_dict
 
+    from loralab.adapters.selection import Selection
+
+    if isinstance(model, Selection):
+        return model.state()
     return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
