@@ -32,6 +32,12 @@ from loralab.reporting.style import (
 _ROW, _HIGHEST = 0.15, 8.0
 """Inches of a row whose name is written, and of all rows at most."""
 
+_ROUNDING = 1e-9
+"""A quotient that is whole but for so much is whole."""
+
+_GAP = 0.02
+"""Share of the axes between them and the colour bar."""
+
 
 @dataclass(frozen=True)
 class RankHistory:
@@ -102,7 +108,7 @@ def rank_history(history: RankHistory) -> Figure:
         figure = empty_figure(width, height + AXIS_HEIGHT)
         axes = figure.add_subplot()
         _draw(axes, history)
-        shown = range(0, len(names), math.ceil(_ROW * len(names) / height - 1e-9))
+        shown = range(0, len(names), math.ceil(_ROW * len(names) / height - _ROUNDING))
         axes.set_yticks([y + 0.5 for y in shown], [names[y] for y in shown])
         axes.invert_yaxis()
         axes.set_xlabel("training (steps)")
@@ -120,7 +126,7 @@ def _draw(axes: Axes, history: RankHistory) -> None:
     mesh = axes.pcolormesh(
         edges, range(len(cells) + 1), cells, cmap=SEQUENTIAL, vmin=0, vmax=most
     )
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=20)
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=_GAP, aspect=20)
     bar.set_label("rank (triplets)")
     bar.locator = MaxNLocator(5, integer=True)
     bar.update_ticks()
