@@ -185,7 +185,7 @@ def test_a_run_ends_as_plain_lora_of_the_target(base, whole):
     scale = 6 / (3 + 1e-5)  # PEFT's, with its epsilon; pruning does not change it
     for module in layers.values():
         assert module.scaling["default"] == pytest.approx(scale, rel=1e-15)
-    assert whole.read()["plan"]["scales"] == {str(scale): modules}
+    assert whole.read()["plan"]["scales"] == {f"{scale:.6g}": modules}
 
 
 class Killed(BaseException):

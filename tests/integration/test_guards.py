@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from loralab import compose, evaluate, train
 from loralab.adapters.attach import attach, check_adapted
+from loralab.adapters.site import Site
 from loralab.config import PEFTConfig
 from loralab.data.tasks.causal_lm import encode_messages
 from loralab.errors import (
@@ -117,12 +118,13 @@ def test_a_new_head_that_is_frozen_is_refused(frozen):
     targets = PEFTConfig(params={"target_modules": ["query"]})
     model = attach(base, targets).model
     queries = [name for name in base.facts.linear if name.endswith("query")]
-    check_adapted(model, {"query": queries}, base.new_modules)
+    site = Site(base, {"query": queries}, base.new_modules)
+    check_adapted(model, site)
     for name, parameter in model.named_parameters():
         if "classifier" in name and name.endswith(frozen):
             parameter.requires_grad = False
     with pytest.raises(AdapterError, match="classifier: newly initialised, yet frozen"):
-        check_adapted(model, {"query": queries}, base.new_modules)
+        check_adapted(model, site)
 
 
 def test_an_adapter_on_other_modules_than_configured_is_refused():
@@ -130,7 +132,7 @@ def test_an_adapter_on_other_modules_than_configured_is_refused():
     base = load_base(config.model, "sequence-classification", ["a", "b"])
     made = attach(base, PEFTConfig())
     with pytest.raises(AdapterError, match="adapted 37 modules where 1"):
-        check_adapted(made.model, {"x": ["bert.pooler.dense"]}, ())
+        check_adapted(made.model, Site(base, {"x": ["bert.pooler.dense"]}, ()))
 
 
 def test_a_trained_tensor_that_no_gradient_reaches_is_refused(tmp_path):
