@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from loralab.adapters import abilities
-from loralab.adapters.attach import attach, restore
+from loralab.adapters.attach import attach, base_only, restore
 from loralab.adapters.files import save_plain, save_weights, state_of
 from loralab.config import ModelConfig, PEFTConfig
 from loralab.models.architecture import facts_of
@@ -50,6 +53,12 @@ def cells() -> list[tuple[str, str, dict]]:
 
 def base_of(model: str, folder: Path) -> LoadedModel:
     """Return a fresh base: MiniLM, SmolLM2 or a tiny ViT, in fp32."""
+    kept = _loaded(model, folder)
+    return replace(kept, model=copy.deepcopy(kept.model))
+
+
+@cache
+def _loaded(model: str, folder: Path) -> LoadedModel:
     seed_everything(0)
     if model == "minilm":
         config = ModelConfig(path="embedded:minilm", dtype="fp32")
@@ -109,6 +118,7 @@ def logits_of(model: object, base: LoadedModel) -> torch.Tensor:
 def train_cell(model: str, method: str, params: dict, folder: Path) -> dict:
     """Attach, train, save; return what the test asserts."""
     base = base_of(model, folder.parent)
+    seed_everything(0)
     batch = batch_of(base)
     config = PEFTConfig(name=method, params=params)
     attached = attach(base, config, lambda: iter([batch]))
@@ -132,7 +142,7 @@ def train_cell(model: str, method: str, params: dict, folder: Path) -> dict:
     else:
         save_weights(net, folder)
     logits = logits_of(net, base)
-    with net.disable_adapter():
+    with base_only(net):
         plain = logits_of(net, base)
     head = {n: t for n, t in state_of(net).items() if "classifier" in n}
     still = [n for n, p in trained.items() if torch.equal(before[n], p)]

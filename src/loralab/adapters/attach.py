@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,26 @@ def effective_scales(model: Any) -> dict[float, int]:
                 scale = float(f"{scale:.6g}")  # alpha = scale · rank was rounded
                 found[scale] = found.get(scale, 0) + 1
     return found
+
+
+@contextmanager
+def base_only(model: Any) -> Iterator[None]:
+    """Let an adapted model be its base for a while, with the head it began with.
+
+    PEFT's `disable_adapter` leaves a trained head in place where the adapter is a
+    prompt.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    heads = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    with model.disable_adapter():
+        for head in heads:
+            head.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for head in heads:
+                head.enable_adapters(True)
 
 
 def own_path(path: str) -> str:

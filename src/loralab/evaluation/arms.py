@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.adapters.attach import base_only
 from loralab.config import EvaluationConfig
 from loralab.data.examples import Answer, DataPreprocessor, Examples, generates
 from loralab.evaluation.scores import Answers
@@ -86,7 +87,7 @@ def measure(
             notes[name] = notes.get(name, 0) + count
         for name, arm in arms.items():
             start = time.perf_counter()
-            base = adapter.model.disable_adapter() if name == "base" else nullcontext()
+            base = base_only(adapter.model) if name == "base" else nullcontext()
             part = _rows_done(tell, name, first, len(chunk), len(rows))
             with base:
                 said = _likelihood(adapter, chunk, examples, config, part("reading"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loralab.adapters.attach import base_only
 from loralab.data.batching import collate, evaluation_order
 from loralab.data.examples import generates
 from loralab.errors import DataError
@@ -66,7 +67,7 @@ class InferencePipeline:
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Return a context in which the base answers."""
-        context: AbstractContextManager[None] = self._adapter.model.disable_adapter()
+        context: AbstractContextManager[None] = base_only(self._adapter.model)
         return context
 
     def rows(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
