@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/ranks.py
 
 lock: setup
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --no-emit-index-url \

@@ -15,10 +15,14 @@ from loralab.reporting.renderers import to_markdown
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(ROOT.glob("benchmarks/results/*.json"))
 STUDIES = sorted(ROOT.glob("studies/*/analysis.json"))
+SCRIPTED = sorted(ROOT.glob("studies/*/results.json"))
+"""Of studies that are a script of their own, with a test of its own."""
 WRITERS = sorted(
-    file
-    for room in ("reporting", "experiments")
-    for file in (ROOT / "src" / "loralab" / room).rglob("*.py")
+    [
+        *(ROOT / "src" / "loralab" / "reporting").rglob("*.py"),
+        *(ROOT / "src" / "loralab" / "experiments").rglob("*.py"),
+        *ROOT.glob("studies/*/*.py"),
+    ]
 )
 PLAIN = {0.0, 0.5, 1.0, 2.0}
 """Numbers that a formula may hold: halves, signs, squares."""
@@ -36,6 +40,16 @@ def test_a_benchmark_s_result_names_its_script_and_what_it_was_measured_on(file)
         assert re.fullmatch(r"[0-9a-f]{40}", here["git_commit"])
     assert here["cpu"]
     assert here["packages"]["torch"]
+
+
+@pytest.mark.parametrize("file", SCRIPTED, ids=lambda f: f.parent.name)
+def test_a_script_s_result_names_its_commit_and_has_a_test(file):
+    assert (file.parent / "measure.py").is_file()
+    assert (Path(__file__).parent / f"test_{file.parent.name}.py").is_file()
+    here = read(file)["environment"]
+    assert re.fullmatch(r"[0-9a-f]{40}", here["git_commit"])
+    assert here["cpu"]
+    assert here["packages"]["peft"]
 
 
 def test_there_is_a_committed_study():
