@@ -184,6 +184,7 @@ def test_runs_that_did_not_spend_the_same_are_refused(done):
         check_budgets(study, spent(1011.0))
 
 
+@pytest.mark.slow
 def test_a_best_value_on_the_edge_of_the_grid_is_refused(tmp_path):
     few = ["training.max_steps=3", "training.eval_steps=3"]
     changes = {

@@ -69,6 +69,7 @@ def start(folder, *overrides):
     )
 
 
+@pytest.mark.slow
 def test_twelve_runs_killed_three_times_are_twelve_runs_each_once(here):
     swept = (f"{LR}=1e-3,3e-3,1e-2", "seed=range(4)")
     for wanted in (1, 4, 8):
