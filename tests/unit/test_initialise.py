@@ -10,8 +10,8 @@ from loralab.adapters.initialise import (
     MOVES_BASE,
     check_initialised,
     loftq_layer,
-    lora_layers,
 )
+from loralab.adapters.layers import lora_layers
 from loralab.config import ModelConfig, PEFTConfig
 from loralab.errors import AdapterError, ConfigErrors
 from loralab.models.base import load_base

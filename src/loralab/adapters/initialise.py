@@ -34,6 +34,7 @@ from loralab.adapters.calibration import (
     real_tokens,
     weight_gradients,
 )
+from loralab.adapters.layers import lora_layers
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
@@ -55,17 +56,6 @@ class Initialised:
 
     record: dict[str, Any]
     taken: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-
-
-def lora_layers(model: Any) -> dict[str, Any]:
-    """Return a PEFT model's LoRA layers, by the base's own names."""
-    from peft.tuners.lora import LoraLayer
-
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
 
 
 def hash_of(model: Any) -> str:

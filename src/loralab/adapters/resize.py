@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from loralab.adapters.layers import lora_layers
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import Factors, truncate
 from loralab.lowrank.files import PREFIX, alpha_of, rank_settings
@@ -47,20 +48,13 @@ def _adapter_name(model: Any) -> str:
     return str(model.active_adapter)
 
 
-def lora_layers(model: Any) -> dict[str, Any]:
+def plain_layers(model: Any) -> dict[str, Any]:
     """Return the plain LoRA layers of a PEFT model, by module path in the base.
 
     Raises:
         AdapterError: there are none, or one is no plain s·B·A of a linear layer.
     """
-    from peft.tuners.lora import LoraLayer
-
-    adapter = _adapter_name(model)
-    found = {
-        path.removeprefix(PREFIX): layer
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoraLayer)
-    }
+    adapter, found = _adapter_name(model), lora_layers(model)
     if not found:
         raise AdapterError(
             "the model has no LoRA layers", why="only their ranks can change"
@@ -83,7 +77,7 @@ def lora_layers(model: Any) -> dict[str, Any]:
 def ranks_of(model: Any) -> dict[str, int]:
     """Return the rank of each LoRA layer, by module path in the base."""
     adapter = _adapter_name(model)
-    return {path: layer.r[adapter] for path, layer in lora_layers(model).items()}
+    return {path: layer.r[adapter] for path, layer in plain_layers(model).items()}
 
 
 def factors_of(model: Any) -> dict[str, Factors]:
@@ -93,7 +87,7 @@ def factors_of(model: Any) -> dict[str, Factors]:
         AdapterError: a layer is no plain LoRA.
     """
     adapter = _adapter_name(model)
-    return {path: _factors(x, adapter) for path, x in lora_layers(model).items()}
+    return {path: _factors(x, adapter) for path, x in plain_layers(model).items()}
 
 
 def _factors(layer: Any, adapter: str) -> Factors:
@@ -109,7 +103,7 @@ def lora_parameters(model: Any) -> dict[str, Parameter]:
     adapter = _adapter_name(model)
     return {
         f"{path}.{kind}": getattr(layer, f"lora_{kind}")[adapter].weight
-        for path, layer in lora_layers(model).items()
+        for path, layer in plain_layers(model).items()
         for kind in "AB"
     }
 
@@ -190,7 +184,7 @@ def resize(
         AdapterError: DoRA or another variant, an unknown module, a rank below 1 or
             above what the weight's shape allows.
     """
-    layers, adapter = lora_layers(model), _adapter_name(model)
+    layers, adapter = plain_layers(model), _adapter_name(model)
     for path, rank in ranks.items():
         _check(layers, adapter, path, rank)
     report = {}
@@ -234,7 +228,7 @@ def put_factors(model: Any, factors: Mapping[str, Factors]) -> None:
     Raises:
         AdapterError: the modules are not those of the model.
     """
-    layers, adapter = lora_layers(model), _adapter_name(model)
+    layers, adapter = plain_layers(model), _adapter_name(model)
     if set(layers) != set(factors):
         odd = sorted(set(layers) ^ set(factors))[0]
         raise AdapterError("in only one of model and adapter", where=odd)
@@ -262,7 +256,7 @@ def fit_shapes(model: Any, tensors: Mapping[str, Tensor]) -> None:
         AdapterError: a layer is not plain, or its stored rank is not possible.
     """
     ranks, adapter = {}, _adapter_name(model)
-    for path in lora_layers(model):
+    for path in plain_layers(model):
         stored = tensors.get(f"{PREFIX}{path}.lora_A.{adapter}.weight")
         if stored is not None:  # what is missing is told by whoever loads
             ranks[path] = stored.shape[0]

@@ -51,7 +51,7 @@ def ranks_of_experiment(
 
 def _configured(model: Any) -> dict[str, Any]:
     """Return the ranks that rank and rank_pattern say."""
-    from loralab.adapters.initialise import lora_layers
+    from loralab.adapters.layers import lora_layers
 
     layers = lora_layers(model)
     ranks = {name: int(layer.r["default"]) for name, layer in layers.items()}
