@@ -23,6 +23,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from loralab.adapters.calibration import (
@@ -245,6 +246,12 @@ def _real_inputs(inputs: Any, mask_BT: Any, name: str) -> Any:
 
 
 def _loftq(model: Any, loaded: LoadedModel, batches: Batches | None) -> None:
+    if find_spec("bitsandbytes") is None:
+        raise AdapterError(
+            "init=loftq needs the package bitsandbytes, which is not here",
+            where="peft.params.init",
+            fix="pip install 'loralab[bitsandbytes]'",
+        )
     for _, layer in _each(model):
         loftq_layer(layer)
 
