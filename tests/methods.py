@@ -30,7 +30,8 @@ RATES = {  # where the usual 5e-3 is too small or too large for 20 steps
     "full": 1e-4, "vera": 0.05, "fourierft": 0.05, "prompt-tuning": 0.1,
     "prefix-tuning": 0.05, "p-tuning": 5e-3, "ia3": 0.05, "bitfit": 2e-2,
     "ln-tuning": 2e-2, "linear-probe": 0.05, "boft": 0.02, "oft": 0.02,
-    "lora init=pissa": 5e-4, "lora init=corda": 1e-3, "lora init=olora": 2e-4, "lora init=lora-ga": 2e-4,
+    "lora init=pissa": 5e-4, "lora init=corda": 1e-3,
+    "lora init=olora": 2e-4, "lora init=lora-ga": 2e-4,
 }  # fmt: skip
 SMALL = {
     "oft": {"block_size": 8},
