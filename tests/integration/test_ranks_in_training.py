@@ -126,10 +126,8 @@ def killed_and_resumed(config, folder, monkeypatch, at):
     "change",
     [
         "peft.params.schedule=[{at: 0.25, rank: 12}, {at: 0.75, rank: 4}]",
-        "peft.params.init=pissa",
         "peft.params.init=lora-ga",
         "peft=p-tuning",
-        "peft=bitfit",
     ],
 )
 def test_a_killed_run_ends_with_the_same_bytes(base, tmp_path, monkeypatch, change):

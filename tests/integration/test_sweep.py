@@ -125,6 +125,7 @@ class KillsItsWorker(Sweep):
         return super().event(job, event)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_run_and_is_replaced(here):
     config = SweepConfig("text-classification", (*BASE, "seed=0,1"))
     first, second = KillsItsWorker(config, here / "runs").run(workers=1)
@@ -135,6 +136,7 @@ def test_a_worker_that_is_killed_fails_its_run_and_is_replaced(here):
     assert [trial.status for trial in retried] == ["complete"] * 2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_found_and_optuna_prunes(here):
     given = (*BASE, f"{LR}=tag(log,interval(1e-4,1e-1))", "training.eval_steps=1")
     config = SweepConfig(

@@ -67,7 +67,11 @@ EXACT = [
     ("experiment", "overrides"),
     [
         ("trec-6", [*CLASSIFY, "data=sms-spam", "data.max_rows.train=20"]),
-        ("chatterbot", [*GENERATE, "task.params.max_length=96"]),
+        pytest.param(
+            "chatterbot",
+            [*GENERATE, "task.params.max_length=96"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_accumulation_does_not_change_the_gradient(experiment, overrides, tmp_path):
@@ -93,6 +97,7 @@ def test_accumulation_does_not_change_the_gradient(experiment, overrides, tmp_pa
             assert (one - two).abs().max() < 1e-4 * scale
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_does_not_change_the_gradient(tmp_path):
     small = [*GENERATE, *EXACT, "data.max_rows.train=6", "training.max_steps=1"]
     plain = gradients(compose("chatterbot", small), tmp_path)

@@ -117,7 +117,7 @@ def test_ratio_values_have_the_ratio_as_mean(numerators, denominators):
     assert ratio_values(numerators, equal) == close(numerators / 2, abs=1e-9)
 
 
-@settings(max_examples=20)  # statsmodels collects garbage at every call
+@settings(max_examples=8)  # statsmodels collects garbage at every call
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_raises_and_keeps_the_order(values):
     raw = {f"h{i}": value for i, value in enumerate(values)}

@@ -44,6 +44,7 @@ def assert_explained(one):
     assert one["told"] > one["cross_entropy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", measure.WEIGHTS)
 @pytest.mark.parametrize(
     ("kind", "experiment", "more"),

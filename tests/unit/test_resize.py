@@ -390,4 +390,8 @@ def test_a_schedule_that_cannot_be_is_refused():
         RankScheduleCallback({0.5: by_spectrum(8), 1.0: by_spectrum(8)}, Log(), 0)
     callback = RankScheduleCallback({0.5: by_spectrum(8)}, Log(), 0)
     with pytest.raises(TrainingError, match="2 processes"):
-        callback.on_train_begin(SimpleNamespace(world_size=2), None, None)
+        state = SimpleNamespace(max_steps=8)
+        callback.on_train_begin(SimpleNamespace(world_size=2), state, None)
+    both = {0.5: by_spectrum(8), 0.6: by_spectrum(9)}
+    with pytest.raises(TrainingError, match="fall on one of 4 steps"):
+        RankScheduleCallback(both, Log(), 0).steps(4)
