@@ -254,7 +254,6 @@ def test_a_run_without_adapter_says_how_to_go_on(tmp_path):
         run.require_adapter()
     assert "--resume" in caught.value.fix
     run.adapter.mkdir()
-    (run.adapter / "loralab.json").write_text("{}")
     assert run.require_adapter() == run.adapter
 
 

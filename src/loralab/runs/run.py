@@ -147,7 +147,7 @@ class Run:
             RunError: the run has none yet, or is none that can be read here.
         """
         self.read()
-        if not (self.adapter / "loralab.json").is_file():
+        if not self.adapter.is_dir():  # written at once, or not at all
             raise RunError(
                 f"this run has no adapter yet (status: {self.status})",
                 where=str(self.path),
