@@ -157,6 +157,7 @@ def test_loss_is_what_transformers_computes_row_by_row(smollm2_run):
         assert said.nll[i] / said.labels[i] == pytest.approx(float(plain), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_packed_and_unpacked_losses_agree(smollm2_run):
     packed = prepare(smollm2_run.config)
     apart = prepare(compose("chatterbot", [*GENERATE, "task.params.packing=false"]))
