@@ -179,3 +179,9 @@ def test_explained_variance_is_that_of_real_tokens_and_shared_by_equal_inputs(fo
     wanted = (sigma.square() / sigma.square().sum())[:5]
     assert found[names[0]] == pytest.approx(wanted.tolist(), rel=1e-3)
     assert all(found[name] == found[names[0]] for name in names)
+
+
+@pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning"])
+def test_a_prompt_before_a_decoder_that_classifies_is_refused(folders, name):
+    with pytest.raises(AdapterError, match="would read padding"):
+        attach(base_of(folders, "gpt2"), PEFTConfig(name=name))
