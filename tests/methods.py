@@ -160,8 +160,7 @@ def main(model: str, folder: Path) -> None:
     ).items():
         base = base_of(model, folder)
         config = PEFTConfig(name=method, params=params)
-        attached = restore(base, config, folder / name)
-        logits = logits_of(attached.model, base)
+        logits = logits_of(restore(base, config, folder / name), base)
         (folder / name / "logits.json").write_text(json.dumps(logits.tolist()))
 
 

@@ -16,6 +16,7 @@ from loralab.training.adaptive import AdaLoraCallback, drive, result
 from loralab.training.events import EventLog
 from loralab.training.prepare import prepare
 from loralab.training.trainer import PEFTTrainer, Validation
+from tests.killing import killed_and_resumed
 from tests.tiny import tiny
 
 STEPS = 12
@@ -188,25 +189,9 @@ def test_a_run_ends_as_plain_lora_of_the_target(base, whole):
     assert whole.read()["plan"]["scales"] == {f"{scale:.6g}": modules}
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_killed_run_ends_with_the_same_tensors(base, whole, tmp_path, monkeypatch):
-    config = whole.config
-    steps = PEFTTrainer.training_step
-    for last in (1, 4, 10):  # before the budget falls, while it does, and after
-        with monkeypatch.context() as patch:
-
-            def step(self, *args, until=last):
-                if self.state.global_step == until:
-                    raise Killed
-                return steps(self, *args)
-
-            patch.setattr(PEFTTrainer, "training_step", step)
-            with pytest.raises(Killed):
-                train(config, tmp_path, resume=True)
-    run = train(config, tmp_path, resume=True)
+    # before the budget falls, while it does, and after
+    run = killed_and_resumed(whole.config, tmp_path, monkeypatch, (1, 4, 10))
     assert len(run.read()["resumes"]) == 3
     assert adapter_files(run) == adapter_files(whole)
     assert ranks_of(run) == ranks_of(whole)

@@ -6,13 +6,14 @@ import pytest
 from safetensors.torch import load_file
 
 from loralab import compose, train
-from loralab.errors import ConfigError, RunError
+from loralab.errors import AdapterError, ConfigError, RunError
 from loralab.inference.load import load_adapter
 from loralab.runs import Run
 from loralab.training.allotted import ranks_of_experiment
 from loralab.training.prepare import prepare
 from loralab.training.trainer import PEFTTrainer
 from tests.cli import loralab
+from tests.killing import killed, killed_and_resumed
 from tests.tiny import tiny
 
 SMALL = [
@@ -102,26 +103,6 @@ def test_flops_are_those_of_the_products(base, tmp_path):
     assert plan["trainable"] == spent["trainable"]
 
 
-class Killed(BaseException):
-    pass
-
-
-def killed_and_resumed(config, folder, monkeypatch, at):
-    steps = PEFTTrainer.training_step
-    for last in at:
-        with monkeypatch.context() as patch:
-
-            def step(self, *args, until=last):
-                if self.state.global_step == until:
-                    raise Killed
-                return steps(self, *args)
-
-            patch.setattr(PEFTTrainer, "training_step", step)
-            with pytest.raises(Killed):
-                train(config, folder, resume=True)
-    return train(config, folder, resume=True)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -142,22 +123,12 @@ def test_a_killed_run_ends_with_the_same_bytes(base, tmp_path, monkeypatch, chan
 
 def test_an_init_that_comes_out_otherwise_is_not_resumed(base, tmp_path, monkeypatch):
     config = configured(base, "peft.params.init=lora-ga")
+    killed(config, tmp_path, monkeypatch, 3)
+    run = Run(tmp_path / config.run_id)
+    record = run.read()["calibration"]
+    record["init"]["hash_after"] = "0" * 16
+    run.update(calibration=record)
     with pytest.raises(RunError, match="came out otherwise"):
-        with monkeypatch.context() as patch:
-            steps = PEFTTrainer.training_step
-
-            def step(self, *args):
-                if self.state.global_step == 3:
-                    raise Killed
-                return steps(self, *args)
-
-            patch.setattr(PEFTTrainer, "training_step", step)
-            with pytest.raises(Killed):
-                train(config, tmp_path)
-        run = Run(tmp_path / config.run_id)
-        record = run.read()["calibration"]
-        record["init"]["hash_after"] = "0" * 16
-        run.update(calibration=record)
         train(config, tmp_path, resume=True)
 
 
@@ -205,6 +176,15 @@ def test_a_schedule_cannot_be_stopped_early(base):
     schedule = "peft.params.schedule=[{at: 0.5, rank: 4}]"
     with pytest.raises(ConfigError, match="early stopping"):
         prepare(configured(base, schedule, "training.early_stopping={}"))
+
+
+def test_a_change_of_ranks_that_cannot_be_is_told_before_the_first_step(base, tmp_path):
+    ranks = "{name: mlp-heavy, minimum: 9}"
+    schedule = f"peft.params.schedule=[{{at: 0.5, rank: 4, ranks: {ranks}}}]"
+    config = configured(base, schedule)
+    with pytest.raises(AdapterError, match="least ranks"):
+        train(config, tmp_path)
+    assert not any(e["event"] == "log" for e in Run(tmp_path / config.run_id).events())
 
 
 def test_a_prompt_that_makes_rows_too_long_is_refused(base):

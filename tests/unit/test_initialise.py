@@ -148,8 +148,9 @@ def test_statistics_are_what_they_are_called(folders):
     batch = batch_of(base)
     name = next(n for n in base.facts.linear if n.endswith("query"))
     weight = base.model.get_submodule(name).weight
-    mean, square = weight_gradients(
-        base.model, {name: weight}, base, lambda: iter([batch])
+    mean, square = (
+        weight_gradients(base.model, {name: weight}, base, lambda: iter([batch]), power)
+        for power in (1, 2)
     )
     logits, labels, _ = supervised_logits(base.model, batch, base)
     loss = torch.nn.functional.cross_entropy(logits, labels)
@@ -185,3 +186,9 @@ def test_explained_variance_is_that_of_real_tokens_and_shared_by_equal_inputs(fo
 def test_a_prompt_before_a_decoder_that_classifies_is_refused(folders, name):
     with pytest.raises(AdapterError, match="would read padding"):
         attach(base_of(folders, "gpt2"), PEFTConfig(name=name))
+
+
+def test_a_rank_pattern_that_is_no_pattern_is_told(folders):
+    params = {"rank_pattern": {"qu(": 2}, "alpha_pattern": {"qu(": 4}}
+    with pytest.raises(AdapterError, match="no regular expression"):
+        attach(base_of(folders), PEFTConfig(name="lora", params=params))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +87,12 @@ def attach(
         begun = initialise(model, init, loaded, batches)
     plain = entry.facts.get("plain")
     if begun and begun.taken:
-        taken = begun.taken
-
-        def plain(trained: Any) -> tuple[Any, dict[str, Any]]:
-            return plain_difference(trained, taken)
-
+        plain = partial(plain_difference, taken=begun.taken)
     record = _record(allotted, begun.record if begun else None)
     return account(model, site, record, plain)
 
 
-def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Attached:
+def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Any:
     """Put a trained adapter back on its base.
 
     A plain PEFT adapter is what its own folder says. A method that changes the base, or
@@ -106,6 +103,9 @@ def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Attached:
         config: Method and params of the training.
         folder: The adapter's folder.
 
+    Returns:
+        The adapted model.
+
     Raises:
         AdapterError: files are missing, broken, or of another adapter.
     """
@@ -113,16 +113,16 @@ def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Attached:
     params = entry.schema(**config.params)
     native = getattr(params, "native", entry.facts.get("native", False))
     if not native:
-        attached = _from_folder(loaded, folder)
-        load_weights(attached.model, folder)
-        return attached
+        model = _from_folder(loaded, folder)
+        load_weights(model, folder)
+        return model
     if getattr(params, "ranks", None):  # they are known by now
         params = params.model_copy(update={"ranks": None, **_stored_ranks(folder)})
         config = config.model_copy(update={"params": params.model_dump(mode="json")})
-    attached = attach(loaded, config)
+    model = attach(loaded, config).model
     convert = entry.facts.get("from_plain")
-    load_weights(attached.model, folder, convert and convert(params))
-    return attached
+    load_weights(model, folder, convert and convert(params))
+    return model
 
 
 def _stored_ranks(folder: Path) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _from_folder(loaded: LoadedModel, folder: Path) -> Attached:
+def _from_folder(loaded: LoadedModel, folder: Path) -> Any:
     """Attach what a PEFT adapter's own configuration says; weights are not read."""
     from peft import PeftConfig
 
@@ -159,9 +159,7 @@ def _from_folder(loaded: LoadedModel, folder: Path) -> Attached:
             where=str(folder),
             why=str(error).split("\n")[0],
         ) from None
-    site = Site(loaded, {}, tuple(config.modules_to_save or ()))
-    model = wrap(site, config)
-    return Attached(model, 0, 0, {}, effective_scales(model))
+    return wrap(Site(loaded, {}, tuple(config.modules_to_save or ())), config)
 
 
 def _is_empty(loaded: LoadedModel) -> bool:
@@ -204,8 +202,14 @@ def _check_keys(params: Params, site: Site) -> None:
     """Every key of a rank pattern must end a targeted module's path."""
     names = site.names
     for key in getattr(params, "rank_pattern", {}):
-        pattern = rf"(?:.*\.)?(?:{key})$"  # as PEFT matches it
-        if not any(re.match(pattern, name) for name in names):
+        try:
+            pattern = re.compile(rf"(?:.*\.)?(?:{key})$")  # as PEFT matches it
+        except re.error as error:
+            raise AdapterError(
+                f"{key!r} is no regular expression: {error}",
+                where="peft.params.rank_pattern",
+            ) from None
+        if not any(pattern.match(name) for name in names):
             raise AdapterError(
                 f"{key!r} is the end of no targeted module's path",
                 where="peft.params.rank_pattern",

@@ -56,9 +56,10 @@ def measure(
     if kind == "eva":
         return explained_variance(loaded, names, batches, components)
     weights = {name: loaded.model.get_submodule(name).weight for name in names}
-    mean, squares = weight_gradients(loaded.model, weights, loaded, batches)
     if kind == "fisher":
+        squares = weight_gradients(loaded.model, weights, loaded, batches, power=2)
         return {name: float(square.mean()) for name, square in squares.items()}
+    mean = weight_gradients(loaded.model, weights, loaded, batches)
     return {
         name: float((weights[name].detach().float() * mean[name]).abs().mean())
         for name in names
@@ -96,17 +97,19 @@ def weight_gradients(
     weights: Mapping[str, torch.Tensor],
     loaded: LoadedModel,
     batches: Batches,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return the mean over batches of each weight's gradient, and of its square.
+    power: int = 1,
+) -> dict[str, torch.Tensor]:
+    """Return the mean over batches of each weight's gradient, or of its square.
 
     Args:
         model: The base, or a PEFT model on it.
         weights: Name -> the base's own weight.
         loaded: The base, for its head and numerics.
         batches: Training batches.
+        power: 1 for the gradient, 2 for its square.
 
     Returns:
-        Two dicts, name -> fp32 tensor of the weight's shape.
+        Name -> fp32 tensor of the weight's shape.
 
     Raises:
         AdapterError: a gradient is NaN or infinite, or none arrives.
@@ -115,7 +118,6 @@ def weight_gradients(
     from torch.nn.functional import cross_entropy
 
     mean = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in weights.items()}
-    squares = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in weights.items()}
     count = 0
     with _only(model, list(weights.values())), torch.enable_grad():
         for batch in batches():
@@ -125,20 +127,17 @@ def weight_gradients(
             for name, weight in weights.items():
                 if weight.grad is None:
                     raise AdapterError("no gradient reaches this module", where=name)
-                gradient = weight.grad.float()
-                mean[name] += gradient
-                squares[name] += gradient.square()
+                mean[name] += weight.grad.float() ** power
                 weight.grad = None
     for name in weights:
         mean[name] /= count
-        squares[name] /= count
         if not torch.isfinite(mean[name]).all():
             raise AdapterError(
                 "the gradient is not finite",
                 where=name,
                 fix="set model.dtype=fp32, or calibrate on other rows",
             )
-    return mean, squares
+    return mean
 
 
 def explained_variance(

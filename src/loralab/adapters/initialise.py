@@ -60,10 +60,13 @@ class Initialised:
 
 
 def hash_of(model: Any) -> str:
-    """Return a hash over A, B and weight of every LoRA layer."""
+    """Return a hash over A and B of every LoRA layer.
+
+    What an init takes from the base follows from them, so the base is not read.
+    """
     digest = hashlib.sha256()
     for name, layer in lora_layers(model).items():
-        for tensor in (*_ab(layer), layer.get_base_layer().weight):
+        for tensor in _ab(layer):
             data = tensor.detach().float().cpu().contiguous().numpy()
             digest.update(name.encode() + data.tobytes())
     return digest.hexdigest()[:16]
@@ -119,7 +122,7 @@ def check_initialised(record: dict[str, Any]) -> None:
     """Assert that an initialisation has changed something.
 
     Raises:
-        AdapterError: A, B and W are those of the default.
+        AdapterError: A and B are those of the default.
     """
     if record["hash_before"] == record["hash_after"]:
         raise AdapterError(
@@ -168,7 +171,7 @@ def _lora_ga(model: Any, loaded: LoadedModel, batches: Batches | None) -> None:
     assert batches is not None
     layers = lora_layers(model)
     weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
-    gradients, _ = weight_gradients(model, weights, loaded, batches)
+    gradients = weight_gradients(model, weights, loaded, batches)
     for name, layer in layers.items():
         layer.get_base_layer()._peft_loraga_grad = gradients.pop(name)
         layer.lora_ga_init("default", LoraGAConfig())  # takes the gradient off again

@@ -59,8 +59,8 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     base.processor = _load_processor(folder, note)
     task.prepare(base.processor)
     _check_template(note, base.processor, folder)
-    attached = restore(base, config.peft, folder)
-    return LoadedAdapter(attached.model.eval(), base, task)
+    model = restore(base, config.peft, folder)
+    return LoadedAdapter(model.eval(), base, task)
 
 
 def _load_processor(folder: Path, note: dict[str, Any]) -> Any:

@@ -176,7 +176,7 @@ def _adapter_lines(attached: Attached) -> list[str]:
         )
     if init := attached.record.get("init"):
         found.append(
-            f"init {init['init']}: {init['seconds']:.1f} s, A and base "
+            f"init {init['init']}: {init['seconds']:.1f} s, A and B "
             f"{init['hash_before']} -> {init['hash_after']}"
         )
     return found

@@ -206,22 +206,24 @@ def _changes(config: PEFTConfig) -> list[ResizeConfig]:
     return list(params.schedule)
 
 
-def by_strategy(strategy: RanksConfig, rank: int, base: LoadedModel) -> RanksAt:
+def by_strategy(
+    strategy: RanksConfig, rank: int, base: LoadedModel, model: Any
+) -> RanksAt:
     """Return a rule: a strategy's ranks under the parameters of a uniform rank.
+
+    They are allocated at once, so that an impossible budget is told before the first
+    step.
 
     Args:
         strategy: One that needs no statistics.
         rank: Mean rank, where the strategy has no budget of its own.
         base: The base; its facts tell modules apart.
+        model: The PEFT model on it.
     """
-
-    def ranks_at(model: Any, step: int) -> dict[str, int]:
-        modules = modules_of(base.facts, model.get_base_model(), list(ranks_of(model)))
-        return allocate(
-            strategy, modules, budget_of(strategy, modules, rank), None, strategy.seed
-        )
-
-    return ranks_at
+    modules = modules_of(base.facts, model.get_base_model(), list(ranks_of(model)))
+    budget = budget_of(strategy, modules, rank)
+    ranks = allocate(strategy, modules, budget, None, strategy.seed)
+    return lambda model, step: ranks
 
 
 def check(config: ExperimentConfig) -> None:
@@ -251,7 +253,9 @@ def drive(trainer: PEFTTrainer, log: EventLog, config: PEFTConfig) -> None:
             count = len(ranks_of(trainer.model))
             changes[change.at] = by_spectrum(change.rank * count)
         else:
-            changes[change.at] = by_strategy(change.ranks, change.rank, trainer.base)
+            changes[change.at] = by_strategy(
+                change.ranks, change.rank, trainer.base, trainer.model
+            )
     if changes:
         callback = RankScheduleCallback(changes, log, trainer.args.seed)
         trainer.add_callback(callback)

@@ -75,8 +75,8 @@ def adalora_config(
 ) -> AdaLoraConfig:
     """Return PEFT's configuration.
 
-    Its `total_step` is a placeholder that no training has: `set_schedule` writes the
-    real one, and training refuses to begin on another.
+    PEFT wants `total_step` before the steps are known: `set_schedule` writes it when
+    they are, and training refuses to begin on any other number.
 
     Args:
         params: Ranks, alpha, dropout, importance.
