@@ -68,6 +68,14 @@ class TrainingError(LoralabError):
     """Training that went wrong in a way that would otherwise stay silent."""
 
 
+class ExportError(LoralabError):
+    """An artefact that cannot be made, or is not what it should be."""
+
+
+class PublishingError(LoralabError):
+    """Something that may not be published, or that did not arrive."""
+
+
 class EvidenceError(LoralabError):
     """A claim that the measurements cannot carry: too few seeds, diverged runs."""
 

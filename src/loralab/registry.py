@@ -34,6 +34,10 @@ PACKAGES = {
     "callback": "loralab.training.callbacks",
     "sampler": "loralab.experiments.samplers",
     "executor": "loralab.experiments.executors",
+    "storage format": "loralab.quantization.formats",
+    "engine": "loralab.inference.engines",
+    "route": "loralab.export.routes",
+    "publishing target": "loralab.publishing.targets",
 }
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""Artefacts: a model in a storage format, the route to it, and what it kept."""

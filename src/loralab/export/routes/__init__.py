@@ -1,0 +1,1 @@
+"""Routes of an adapter into a quantized base, one a file."""

@@ -1,0 +1,1 @@
+"""Engines, one a file: what runs a stored model."""

@@ -1,0 +1,1 @@
+"""Publishing targets, one a file."""
