@@ -18,6 +18,7 @@ _HOME = {
     "ConfigError": "loralab.errors",
     "DataConfig": "loralab.config",
     "DataPreprocessor": "loralab.data.examples",
+    "CompleteTrainingPipeline": "loralab.experiments.pipeline",
     "EarlyStoppingCallback": "transformers",
     "EvaluationConfig": "loralab.config",
     "ExperimentConfig": "loralab.config",
@@ -26,6 +27,7 @@ _HOME = {
     "MetricsCalculator": "loralab.evaluation.calculator",
     "ModelConfig": "loralab.config",
     "PEFTConfig": "loralab.config",
+    "ModelEvaluator": "loralab.experiments.evaluator",
     "PEFTTrainer": "loralab.training.trainer",
     "Run": "loralab.runs",
     "TrainingConfig": "loralab.config",
@@ -46,6 +48,7 @@ _HOME = {
     "load_base": "loralab.models.base",
     "load_rows": "loralab.data.rows",
     "plan": "loralab.training.plan",
+    "quantize": "loralab.export.artefact",
     "sweep": "loralab.experiments.sweep",
     "train": "loralab.training.train",
 }

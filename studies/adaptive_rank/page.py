@@ -38,7 +38,7 @@ from loralab.evaluation.statistics.decisions import holm
 from loralab.evaluation.statistics.noise import NoiseFloor, noise_floor
 from loralab.evaluation.statistics.seeds import SeedInterval, seed_interval
 from loralab.experiments.cells import Cell
-from loralab.experiments.report_tables import Analysis, read_interval, said, unit_of
+from loralab.experiments.report_tables import Analysis, read_interval, said
 from loralab.experiments.study import Study
 from loralab.experiments.study_config import StudyConfig
 from loralab.models.architecture import facts_of
@@ -49,6 +49,7 @@ from loralab.reporting.tables import (
     Table,
     format_interval,
     format_number,
+    unit_of,
 )
 from loralab.reporting.tables import Cell as Shown
 from loralab.runs.files import write_text

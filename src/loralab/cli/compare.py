@@ -10,22 +10,80 @@ import typer
 
 from loralab.cli.options import RunsDir
 
+Prompts = Annotated[
+    Path | None, typer.Option(help="Ask every run this: one input a line.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Write comparison.json, .md and .html into this folder."),
+]
+
 
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Paths, ids or names of runs.")],
     split: Annotated[str, typer.Option(help="Which rows.")] = "test",
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Evaluate first what was not evaluated.")
+    ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time them, interleaved; load and memory.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=6, help="Of the timing.")] = 10,
+    prompts: Prompts = None,
+    out: Out = None,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Compare runs: quality against the base, size, time, rate, memory."""
+    """Compare runs: quality, size, how they were made; speed and answers if asked."""
     from loralab.cli import render
-    from loralab.evaluation.compare import compare as gather
+    from loralab.experiments.evaluator import ModelEvaluator
     from loralab.runs import find_run
 
-    found = gather([find_run(run, runs_dir) for run in runs], split)
+    chosen = [find_run(run, runs_dir) for run in runs]
+    progress = render.console(stderr=True)
+
+    def tell(what: str, done: int, of: int) -> None:
+        if progress.is_terminal:
+            progress.print(f"{what}: {done} of {of}", markup=False)
+
+    evaluator = ModelEvaluator(split, tell)
+    for run in chosen:
+        if quality:
+            evaluator.evaluate_model(run)
+    asked = _lines(prompts) if prompts else []
+    found = evaluator.compare(chosen, rounds=rounds if latency else 0, inputs=asked)
+    if out:
+        _write(out, found)
     if json_output:
         typer.echo(json.dumps(found))
-        return
+    else:
+        show(found, split)
+
+
+def _lines(file: Path) -> list[str]:
+    from loralab.errors import DataError
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(file)) from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _write(folder: Path, found: dict[str, Any]) -> None:
+    from loralab.reporting.comparison import html, markdown
+    from loralab.runs.files import write_json, write_text
+
+    write_json(folder / "comparison.json", found)
+    write_text(folder / "comparison.md", markdown("Comparison", found))
+    write_text(folder / "comparison.html", html("Comparison", found))
+
+
+def show(found: dict[str, Any], split: str = "test") -> None:
+    """Print a comparison: runs, paired differences, what else was measured."""
+    from loralab.cli import render
+    from loralab.reporting.comparison import answers, memory, speed
+
     console = render.console()
     console.print(_table(found["records"], split))
     for pair in found["paired"]:
@@ -36,6 +94,9 @@ def compare(
             f"({says})",
             markup=False,
         )
+    for made in (speed(found), memory(found), answers(found)):
+        if made:
+            console.print(render.report_table(made))
 
 
 def _table(records: list[dict[str, Any]], split: str) -> Any:
@@ -49,35 +110,74 @@ def _table(records: list[dict[str, Any]], split: str) -> Any:
         table.add_column(record["run"])
     columns = [_cells(record) for record in records]
     for name in columns[0]:
-        table.add_row(name, *(cells[name] for cells in columns))
+        cells = [column[name] for column in columns]
+        if set(cells) != {NONE}:
+            table.add_row(name, *cells)
     return table
+
+
+NONE = "–"
 
 
 def _cells(record: dict[str, Any]) -> dict[str, str]:
     """Return what the table says of one run, by row."""
     from loralab.cli import render
 
-    metric, values, rate = (
-        record["metric"],
-        record["values"],
-        record["tokens_per_second"],
-    )
+    metric, values = record["metric"], record["values"]
     gap, majority = values.get("difference"), record["majority"]
     new_head = " (its head untrained)" if majority is not None else ""
     return {
         "base model": record["base"] + new_head,
         "metric (rows)": f"{metric} ({record['rows']:,})",
-        "  most frequent class": "–" if majority is None else f"{majority:.3f}",
+        "  most frequent class": NONE if majority is None else f"{majority:.3f}",
         "  base": render.interval(values.get("base")),
-        "  adapter": render.interval(values["adapter"]),
+        "  this run": render.interval(values["adapter"]),
         "  difference": render.interval(gap, sign=True),
-        "  verdict": render.verdict(record["better"], gap) if gap else "–",
-        "trained parameters": f"{record['trainable']:,}",
-        "adapter size": render.size(record["adapter_bytes"]),
-        "training time": _time(record),
-        "tokens/s": f"{rate:,.0f}" if rate else "–",
-        "peak memory": render.size(record["peak_memory_bytes"]),
+        "  verdict": render.verdict(record["better"], gap) if gap else NONE,
+        **dict.fromkeys((*TRAINED, *STORED), NONE),
+        **(_stored if record["kind"] == "artefact" else _trained)(record),
     }
+
+
+TRAINED = (
+    *("trained parameters", "adapter size", "training time", "tokens/s"),
+    "peak memory",
+)
+STORED = (
+    *("stored as", "engine", "size", "of fp32, fp16", "route", "adapter kept"),
+    "parity",
+)
+"""Rows of the table that only one kind of run fills."""
+
+
+def _trained(record: dict[str, Any]) -> dict[str, str]:
+    from loralab.cli import render
+
+    rate = record["tokens_per_second"]
+    cells = (
+        f"{record['trainable']:,}",
+        render.size(record["adapter_bytes"]),
+        _time(record),
+        f"{rate:,.0f}" if rate else NONE,
+        render.size(record["peak_memory_bytes"]),
+    )
+    return dict(zip(TRAINED, cells, strict=True))
+
+
+def _stored(record: dict[str, Any]) -> dict[str, str]:
+    from loralab.cli import render
+
+    kept, parity = record["kept"], record["parity"]
+    cells = (
+        record["storage"]["name"],
+        record["engine"],
+        render.size(record["bytes"]["measured"]),
+        f"{record['of_fp32']:.1%}, {record['of_fp16']:.1%}",
+        record["route"] or NONE,
+        NONE if kept is None else f"{kept:.1%}",
+        {None: NONE, True: "passed", False: "NOT PASSED"}[parity],
+    )
+    return dict(zip(STORED, cells, strict=True))
 
 
 def _time(record: dict[str, Any]) -> str:

@@ -18,7 +18,9 @@ from loralab.cli import (
     evaluate,
     infer,
     methods,
+    pipeline,
     plan,
+    quantize,
     ranks,
     runs,
     study,
@@ -56,6 +58,8 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
 app.command("infer")(infer.infer)
+app.command("quantize")(quantize.quantize)
+app.command("pipeline")(pipeline.pipeline)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
 app.add_typer(study.app, name="study")

@@ -47,7 +47,7 @@ class TrainingProgress:
         self._print(f"{event['what']} …")
 
     def _on_found(self, event: dict[str, Any]) -> None:
-        self._print(f"found: this configuration was trained before, in {event['run']}")
+        self._print(f"found: this was made before, in {event['run']}")
 
     def _on_moved(self, event: dict[str, Any]) -> None:
         self._print(f"the old run is now {event['to']}")
@@ -111,6 +111,26 @@ class TrainingProgress:
 
     def _on_saving(self, event: dict[str, Any]) -> None:
         self.close()
+
+    def _on_stage(self, event: dict[str, Any]) -> None:
+        self._print(f"stage {event['number']} of {event['of']}: {event['stage']}")
+
+    def _on_storing(self, event: dict[str, Any]) -> None:
+        self._counted(event, event["what"])
+
+    def _on_comparing(self, event: dict[str, Any]) -> None:
+        self._counted(event, f"comparing: {event['what']}")
+
+    def _counted(self, event: dict[str, Any], what: str) -> None:
+        """Draw what is done step by step; elsewhere say once that it begins."""
+        self._start(what, event["of"])
+        if self._bar:
+            self._bar.update(self._task, completed=event["done"])
+            if event["done"] == event["of"]:
+                self.close()
+        elif event["done"] <= 1 and self._shown != what:
+            self._shown = what
+            self._print(f"{what} …")
 
 
 class JobsProgress:

@@ -91,6 +91,28 @@ class RankStrategyConfig(Named):
         return name.replace("_", "-") if isinstance(name, str) else name
 
 
+class StorageConfig(Named):
+    """How weights are stored; a bare name will do."""
+
+    kind = "storage format"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class RouteConfig(Named):
+    """How an adapter gets into stored weights; a bare name will do."""
+
+    kind = "route"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class MetricConfig(Named):
     """A metric; its bare name will do where it needs no params."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from loralab.evaluation.intervals import score_intervals
 from loralab.evaluation.scores import Answers, Floats, Scores, ratio_of
 from loralab.runs import Run
 
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
 
 def record(run: Run, split: str) -> dict[str, Any]:
-    """Return what a run's files say of quality, size, time, rate and memory.
+    """Return what a run's files say of quality, size, and how it was made.
 
     Raises:
         RunError: the run is not complete, or the split was not evaluated.
@@ -33,9 +35,10 @@ def record(run: Run, split: str) -> dict[str, Any]:
             fix="finish it with --resume, or run `loralab evaluate`",
         )
     metric = result["primary"]
-    training = content["training"]
     return {
         "run": run.id,
+        "name": content["name"],
+        "kind": content["kind"],
         "task": content["task"],
         "base": content["base"]["path"],
         "metric": metric,
@@ -43,13 +46,34 @@ def record(run: Run, split: str) -> dict[str, Any]:
         "values": result["metrics"][metric],
         "majority": result.get("majority"),
         "rows": result["measured_rows"],
+        "confidence": result["confidence"],
+        "parameters": content["base"]["parameters"],
+        **(_stored if content["kind"] == "artefact" else _trained)(content),
+    }
+
+
+def _trained(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an adapter's run says of its size and its training."""
+    training = content["training"]
+    return {
         "trainable": content["plan"]["trainable"],
         "adapter_bytes": content["adapter_bytes"],
+        "weight_bytes": content["base"]["parameters"]
+        * BYTES[content["numerics"]["dtype"]],
         "seconds": training["seconds"],
         "tokens_per_second": training["tokens_per_second"],
         "peak_memory_bytes": content["peak_memory_bytes"],
-        "confidence": result["confidence"],
         "resumed": bool(content["resumes"]),
+    }
+
+
+def _stored(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an artefact's run says of its format, size and route."""
+    made = content["artefact"]
+    keys = ("storage", "engine", "route", "bytes", "of_fp32", "of_fp16", "made_of")
+    return {key: made[key] for key in keys} | {
+        "kept": made["survival"] and made["survival"]["kept"],
+        "parity": content.get("parity"),
     }
 
 

@@ -25,7 +25,8 @@ from loralab.evaluation.calculator import (
 from loralab.evaluation.classes import majority, per_class
 from loralab.evaluation.intervals import Interval, score_intervals
 from loralab.evaluation.scores import Answers, Scores, ratio_of
-from loralab.inference.load import LoadedAdapter, load_adapter
+from loralab.inference.load import LoadedAdapter
+from loralab.inference.open import open_run
 from loralab.runs import Run
 from loralab.runs.files import atomic_file, write_json
 
@@ -43,7 +44,7 @@ def evaluate(
     config: EvaluationConfig | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the adapter of a run on a split of its data.
+    """Evaluate the adapter, or the stored model, of a run on a split of its data.
 
     Args:
         run: A finished run.
@@ -58,9 +59,11 @@ def evaluate(
         RunError: no adapter, or the data is no longer that of the run.
         DataError: the split does not exist.
     """
-    adapter = load_adapter(run)
+    adapter = open_run(run)
     rows = split_of(run, adapter, split)
     chosen = config or run.config.evaluation
+    if run.read()["kind"] == "artefact":  # its base is a run of its own
+        chosen = chosen.model_copy(update={"base": False})
     return evaluate_split(run, adapter, split, rows, chosen, on_event=on_event)
 
 

@@ -8,13 +8,8 @@ import numpy as np
 
 from loralab.evaluation.intervals import Interval
 from loralab.evaluation.statistics.seeds import t_interval
-from loralab.experiments.report_tables import (
-    Analysis,
-    label_of,
-    read_interval,
-    said,
-    unit_of,
-)
+from loralab.experiments.report_tables import Analysis, read_interval, said
+from loralab.reporting.tables import label_of, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,27 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from loralab.evaluation.intervals import Interval
-from loralab.reporting.tables import Cell, Column, Table
+from loralab.reporting.tables import Cell, Column, Table, unit_of
 
 Analysis = dict[str, Any]
-
-UNITS = {
-    "cross_entropy": "nats/label",
-    "perplexity": "1",
-    "bleu": "points",
-    "chrf": "points",
-}
-"""Units of metrics; every other one is a share."""
-
-
-def unit_of(metric: str) -> str:
-    """Return the unit that a metric is shown with."""
-    return UNITS.get(metric, "share")
-
-
-def label_of(metric: str) -> str:
-    """Return what an axis says of a metric."""
-    return f"{metric.replace('_', '-')} ({unit_of(metric)})"
 
 
 def read_interval(found: dict[str, Any] | None) -> Interval | None:

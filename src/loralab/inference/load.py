@@ -19,10 +19,11 @@ from loralab.runs import Run
 
 @dataclass
 class LoadedAdapter:
-    """An adapter on its base, with the task that prepared its training rows.
+    """What answers: an adapter on its base, a base alone, or a stored model.
 
     Attributes:
-        model: The PEFT model in evaluation mode; `disable_adapter()` gives the base.
+        model: In evaluation mode: the PEFT model, whose `disable_adapter()` gives the
+            base; a transformers model; or what an engine opened.
         base: The base it sits on; its processor is the adapter's own.
         task: The preprocessor, with the class names of training.
     """
@@ -56,14 +57,19 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     model_config = ModelConfig(**{**config.model.model_dump(), **wanted})
     base = load_base(model_config, task.head, note["task_state"].get("labels", ()))
     check_base(note, base, folder)
-    base.processor = _load_processor(folder, note)
+    base.processor = load_processor(folder)
     task.prepare(base.processor)
-    _check_template(note, base.processor, folder)
+    check_template(note, base.processor, folder)
     model = restore(base, config.peft, folder)
     return LoadedAdapter(model.eval(), base, task)
 
 
-def _load_processor(folder: Path, note: dict[str, Any]) -> Any:
+def load_processor(folder: Path) -> Any:
+    """Return the tokenizer that was stored with a model.
+
+    Raises:
+        AdapterError: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -71,13 +77,18 @@ def _load_processor(folder: Path, note: dict[str, Any]) -> Any:
             return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise AdapterError(
-            "the adapter's tokenizer cannot be loaded",
+            "the tokenizer cannot be loaded",
             where=str(folder),
             why=str(error).split("\n")[0],
         ) from None
 
 
-def _check_template(note: dict[str, Any], processor: Any, folder: Path) -> None:
+def check_template(note: dict[str, Any], processor: Any, folder: Path) -> None:
+    """Refuse a chat template that is not the one of training.
+
+    Raises:
+        AdapterError: the hashes differ.
+    """
     found, trained = template_hash(processor), note["chat_template_sha256"]
     if found != trained:
         raise AdapterError(

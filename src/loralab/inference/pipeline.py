@@ -15,7 +15,8 @@ from loralab.data.batching import collate, evaluation_order
 from loralab.data.examples import generates
 from loralab.errors import DataError
 from loralab.inference import generate as writing
-from loralab.inference.load import LoadedAdapter, load_adapter
+from loralab.inference.load import LoadedAdapter
+from loralab.inference.open import open_run
 from loralab.inference.predict import predict
 from loralab.models.forward import pooled
 from loralab.runs import Run, find_run
@@ -45,7 +46,7 @@ class InferencePipeline:
         batch_size: int = 32,
         **model_changes: str,
     ) -> InferencePipeline:
-        """Load the adapter of a run.
+        """Load the adapter, or the stored model, of a run.
 
         Args:
             run: A run, or its path, id or name.
@@ -58,7 +59,7 @@ class InferencePipeline:
             AdapterError: the adapter does not fit its base.
         """
         found = run if isinstance(run, Run) else find_run(str(run), Path(runs_dir))
-        return cls(load_adapter(found, **model_changes), batch_size)
+        return cls(open_run(found, **model_changes), batch_size)
 
     @property
     def generates(self) -> bool:

@@ -109,6 +109,25 @@ class Table:
         return "right" if number else "left"
 
 
+UNITS = {
+    "cross_entropy": "nats/label",
+    "perplexity": "1",
+    "bleu": "points",
+    "chrf": "points",
+}
+"""Units of metrics; every other one is a share."""
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit that a metric is shown with."""
+    return UNITS.get(metric, "share")
+
+
+def label_of(metric: str) -> str:
+    """Return what an axis says of a metric."""
+    return f"{metric.replace('_', '-')} ({unit_of(metric)})"
+
+
 def csv_headers(table: Table) -> list[list[str]]:
     """Return each column's names in a CSV file: three where it holds an interval."""
     found = []

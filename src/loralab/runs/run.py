@@ -146,14 +146,27 @@ class Run:
         Raises:
             RunError: the run has none yet, or is none that can be read here.
         """
-        self.read()
-        if not self.adapter.is_dir():  # written at once, or not at all
+        return self.require("adapter")
+
+    def require(self, what: str) -> Path:
+        """Return the directory of what a run made: ``adapter`` or ``artefact``.
+
+        Raises:
+            RunError: the run has none yet, or is none that can be read here.
+        """
+        kind = self.read()["kind"]
+        folder = self.path / what
+        if not folder.is_dir():  # written at once, or not at all
+            other = f"it is a run of kind {kind}" if kind != what else ""
             raise RunError(
-                f"this run has no adapter yet (status: {self.status})",
+                f"this run has no {what} yet (status: {self.status})",
                 where=str(self.path),
-                fix="finish it with `loralab train … --resume`",
+                why=other,
+                fix=f"name a run of kind {what}"
+                if other
+                else "finish it: the same command with --resume",
             )
-        return self.adapter
+        return folder
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Return the content of every ``eval/<split>.json``, by split."""
@@ -174,15 +187,26 @@ class Run:
         return found
 
 
-def create(config: ExperimentConfig, runs_dir: Path, kind: str) -> Run:
-    """Make the directory of a new run, with its configuration and status."""
-    run = Run(runs_dir / config.run_id)
+def create(
+    config: ExperimentConfig, runs_dir: Path, kind: str, digest: str | None = None
+) -> Run:
+    """Make the directory of a new run, with its configuration and status.
+
+    Args:
+        config: The configuration.
+        runs_dir: Where it is made.
+        kind: ``adapter`` or ``artefact``.
+        digest: Ten hex digits in place of the configuration's own hash, for a run that
+            is made of more than its configuration.
+    """
+    digest = digest or config.hash
+    run = Run(runs_dir / f"{config.name}-{digest}")
     run.path.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_text(run.path / "config.yaml", text)
     write_text(run.path / "metrics.jsonl", "")
     head = {"format": FORMAT_VERSION, "kind": kind, "name": config.name}
-    content = {**head, "hash": config.hash, "status": "running", "started": now()}
+    content = {**head, "hash": digest, "status": "running", "started": now()}
     write_json(run.path / "run.json", content)
     return run
 

@@ -1,0 +1,148 @@
+"""`loralab quantize`: a run's adapter, or a base, into a storage format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loralab.cli.options import RunsDir
+
+if TYPE_CHECKING:
+    from loralab.config import ExperimentConfig
+    from loralab.runs import Run
+
+What = Annotated[
+    str,
+    typer.Argument(
+        help="A run with an adapter; or an experiment, or a model, whose base alone "
+        "is stored."
+    ),
+]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value of the format; route.key=value of the route."),
+]
+To = Annotated[str, typer.Option("--to", help="The storage format.")]
+Route = Annotated[
+    str | None,
+    typer.Option(help="How the adapter gets in; by default what its method allows."),
+]
+On = Annotated[
+    str, typer.Option(help="Whose rows a model's certificate is measured on.")
+]
+Rows = Annotated[
+    int, typer.Option(min=0, help="Test rows of the certificate; 0 makes none.")
+]
+
+
+def quantize(
+    what: What,
+    to: To,
+    pairs: Pairs = None,
+    route: Route = None,
+    experiment: On = "chatterbot",
+    rows: Rows = 200,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make it again; the old one is kept aside.")
+    ] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Store a model in a format, tell what it kept of its adapter, and certify it.
+
+    The same call finds its artefact instead of making it again.
+    """
+    from loralab.cli import render
+    from loralab.cli.progress import TrainingProgress
+    from loralab.config import RouteConfig, StorageConfig
+    from loralab.config.named import named
+    from loralab.export.artefact import quantize as store
+
+    given = pairs or []
+    of_route = [p.removeprefix("route.") for p in given if p.startswith("route.")]
+    storage = named(StorageConfig, to, [p for p in given if not p.startswith("route.")])
+    progress = TrainingProgress()
+    try:
+        run = store(
+            _what(what, experiment, runs_dir),
+            storage,
+            named(RouteConfig, route, of_route) if route else None,
+            runs_dir,
+            force=force,
+            rows=rows,
+            on_event=progress,
+        )
+    finally:
+        progress.close()
+    console = render.console()
+    for line in lines(run):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _what(text: str, experiment: str, runs_dir: Path) -> Run | ExperimentConfig:
+    """Return the run, or the experiment, that a text names."""
+    from loralab.config import compose
+    from loralab.config.compose import presets
+    from loralab.errors import RunError
+    from loralab.runs import find_run
+
+    if text in presets("experiment") or text.endswith((".yaml", ".yml")):
+        return compose(text, [])
+    try:
+        return find_run(text, runs_dir)
+    except RunError:
+        if ":" not in text and "/" not in text:  # no run, and no model either
+            raise
+    name = text.rpartition("/")[2].rpartition(":")[2]
+    return compose(experiment, [f"model.path={text}", f"name={name}"])
+
+
+def lines(run: Run) -> list[str]:
+    """Return what was made: size, survival, certificate."""
+    from loralab.cli import render
+
+    made = run.read()["artefact"]
+    size, told = made["bytes"]["measured"], made["bytes"]["predicted"]
+    found = [
+        f"stored   {made['storage']['name']}, {made['quantized']} of {made['linear']} "
+        f"linear modules quantized; engine {made['engine']}",
+        f"size     {render.size(size)} ({size:,} bytes; {told:,} predicted), "
+        f"{made['of_fp32']:.1%} of fp32, {made['of_fp16']:.1%} of fp16",
+    ]
+    if survival := made["survival"]:
+        worst = min(survival["layers"], key=lambda n: survival["layers"][n]["kept"])
+        least = survival["layers"][worst]["kept"]
+        found.append(
+            f"adapter  {survival['kept']:.1%} kept by {made['route']} (least, "
+            f"{least:.1%}, in {worst}); it is {survival['size']:.2%} of the weights"
+        )
+    found += _certificate(run)
+    return [*found, f"run      {run.path}"]
+
+
+def _certificate(run: Run) -> list[str]:
+    """Return the certificate in lines."""
+    from loralab.cli import render
+
+    file = run.path / "parity.json"
+    if not file.is_file():
+        return ["parity   no certificate was made"]
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    word = "passed" if content["passed"] else "NOT PASSED"
+    found = [f"parity   {word}, against {content['predecessor']}"]
+    rise = content["metrics"]["cross_entropy"]["difference"]
+    found.append(
+        f"         KL {render.interval(content['kl'])} nats, top-1 agreement "
+        f"{render.interval(content['top1'])}, cross-entropy "
+        f"{render.interval(rise, sign=True)}, {content['rows']} test rows"
+    )
+    for check in content["checks"]:
+        if not check["passed"]:
+            way = "at most" if "at most" in check else "at least"
+            found.append(
+                f"         {check['name']}: {check['worst']:.3f}, and {way} "
+                f"{check[way]:g} was asked for"
+            )
+    return found

@@ -1,0 +1,283 @@
+"""`quantize`: an artefact from a run's adapter, or from a base alone.
+
+    adapter, base  →  route  →  storage format  →  read back  →  survival, parity
+
+An artefact is a run of kind ``artefact``. Its configuration is that of what it was made
+of, so its task and rows are known; its hash is over what it was made of, the format and
+the route. Nothing is believed: bytes are those of the files, values are read back from
+them, and the certificate is measured in the engine that will run it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from loralab import registry
+from loralab.adapters.files import WEIGHTS, template_hash
+from loralab.config import ExperimentConfig, RouteConfig, StorageConfig
+from loralab.errors import ExportError, LoralabError
+from loralab.export.certificate import ROWS, certify_run
+from loralab.export.parity import Tolerance
+from loralab.export.routed import Routed, check_format, survival_of, take
+from loralab.export.subject import Subject, subject_of
+from loralab.inference.artefact import FORMAT_VERSION, NOTE, read_note
+from loralab.quantization.storage import Source, Stored
+from loralab.registry import Entry
+from loralab.runs import Run
+from loralab.runs.environment import environment
+from loralab.runs.files import (
+    atomic_directory,
+    remove_leftovers,
+    sha256_file,
+)
+from loralab.runs.run import create, held, move_aside, now
+
+OnEvent = Callable[[dict[str, Any]], None]
+CLOSE = 0.01
+"""Predicted and measured bytes may differ by this share."""
+
+
+def route_of(what: Run | ExperimentConfig, asked: RouteConfig | None) -> str | None:
+    """Return the usual route of a run's adapter, or None for a base alone.
+
+    Raises:
+        ExportError: a route is asked for where there is no adapter.
+    """
+    if isinstance(what, Run):
+        own = what.config.peft.name
+        return "qa-lora" if own == "qa-lora" else "merge-then-quantize"
+    if asked is not None:
+        raise ExportError("a base alone takes no route", where="--route")
+    return None
+
+
+def identity(
+    what: Run | ExperimentConfig, storage: StorageConfig, route: RouteConfig | None
+) -> tuple[str, str]:
+    """Return the name and the digest of the artefact's run."""
+    usual = route_of(what, route)
+    if isinstance(what, Run):
+        made_of = sha256_file(what.require_adapter() / WEIGHTS)
+        parts = [what.config.name, storage.name]
+        parts += [route.name] if route and route.name != usual else []
+    else:
+        made_of = what.hash
+        parts = [what.name, "base", storage.name]
+    chosen = route.model_dump(mode="json") if route else usual
+    content = [made_of, storage.model_dump(mode="json"), chosen]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return "-".join(parts)[:64], digest[:10]
+
+
+def quantize(
+    what: Run | ExperimentConfig,
+    storage: StorageConfig,
+    route: RouteConfig | None = None,
+    runs_dir: str | Path = "runs",
+    *,
+    force: bool = False,
+    rows: int = ROWS,
+    tolerance: Tolerance | None = None,
+    on_event: OnEvent | None = None,
+) -> Run:
+    """Store a model in a format, measure what it kept, and certify it.
+
+    Args:
+        what: A run with an adapter; or an experiment, whose base alone is stored.
+        storage: The format and its params.
+        route: How the adapter gets in; by default ``qa-lora`` for an adapter that was
+            trained so, else ``merge-then-quantize``.
+        runs_dir: Where the run directory is made, or found.
+        force: Make it again; the old run is renamed, not deleted.
+        rows: Test rows of the parity certificate; 0 makes none.
+        tolerance: What the certificate asks for; by default `Tolerance()`.
+        on_event: Told of progress.
+
+    Returns:
+        The complete run, found if the same was made before.
+
+    Raises:
+        LoralabError: adapter, route and format do not go together, or a file is not
+            what it should be.
+    """
+    tell = on_event or (lambda _: None)
+    name, digest = identity(what, storage, route)
+    run = Run(Path(runs_dir) / f"{name}-{digest}")
+    there = (run.path / "run.json").is_file()
+    if there and not force and run.status == "complete":
+        tell({"event": "found", "run": str(run.path)})
+        return run
+    if there and force:
+        tell({"event": "moved", "to": str(move_aside(run))})
+    tell({"event": "preparing", "what": "loading what is to be stored"})
+    subject = subject_of(what)
+    with held(run.path):
+        remove_leftovers(run.path)
+        config = subject.config.model_copy(update={"name": name})
+        create(config, Path(runs_dir), "artefact", digest)
+        try:
+            if not (run.path / "artefact").is_dir():  # else a kill came after it
+                taken = route or RouteConfig(name=route_of(what, None) or "")
+                _store(run, subject, storage, taken if subject.run else None, tell)
+            _describe(run, subject)
+            if rows:
+                certify_run(run, subject, rows, tolerance or Tolerance(), tell)
+        except LoralabError as error:
+            run.update(status="failed", error=str(error), finished=now())
+            raise
+        run.update(status="complete", finished=now(), error=None)
+    tell({"event": "complete", "run": str(run.path)})
+    return run
+
+
+def _store(
+    run: Run,
+    subject: Subject,
+    storage: StorageConfig,
+    route: RouteConfig | None,
+    tell: OnEvent,
+) -> None:
+    """Write the artefact's folder, whole or not at all."""
+    entry = registry.get("storage format", storage.name)
+    heads = entry.facts["heads"]
+    if heads and subject.loaded.base.head not in heads:
+        raise ExportError(
+            f"{storage.name} cannot store a model for {subject.loaded.base.head}",
+            where="--to",
+            fix=f"it stores {', '.join(heads)}",
+        )
+    routed = None
+    if route:
+        routed = take(subject.loaded, route.name, route.params)
+        check_format(routed, storage.name)
+    with atomic_directory(run.path / "artefact") as folder:
+        note = _written(folder, subject, entry, storage, routed, tell)
+        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+
+
+def _written(
+    folder: Path,
+    subject: Subject,
+    entry: Entry,
+    storage: StorageConfig,
+    routed: Routed | None,
+    tell: OnEvent,
+) -> dict[str, Any]:
+    """Write weights, tokenizer and adapter; return the note of all that was done."""
+    base, facts = subject.loaded.base, entry.facts
+    params = entry.schema(**storage.params)
+    model = routed.model if routed else base.model
+    names = base.facts.linear
+    predicted = facts["predict"](params, model, names)
+
+    def progress(what: str, done: int, of: int) -> None:
+        tell({"event": "storing", "what": what, "done": done, "of": of})
+
+    source = Source(model, base.processor, base.head, names)
+    stored: Stored = entry.target(params, source, folder, progress)
+    _check(stored, predicted, names, storage.name)
+    base.processor.save_pretrained(folder)
+    found: dict[str, Any] = {
+        "storage": storage.model_dump(mode="json"),
+        "engine": facts["engine"],
+        "bytes": {"predicted": predicted, "measured": stored.bytes},
+        "quantized": len(stored.quantized),
+        "linear": len(names),
+        "route": None,
+        "survival": None,
+    }
+    if routed:
+        found |= _kept(folder, routed, facts, params)
+        found["bytes"]["measured"] += routed.extra_bytes
+    return {**found, **_about(subject, found["bytes"]["measured"], folder)}
+
+
+def _kept(
+    folder: Path, routed: Routed, facts: dict[str, Any], params: Any
+) -> dict[str, Any]:
+    """Return the route and what survived of the adapter; put it beside, if it goes."""
+    if routed.beside:
+        shutil.copytree(routed.beside, folder / "adapter")
+    survival = survival_of(
+        routed,
+        lambda weight: facts["rounded"](params, weight),
+        facts["values"](params, folder),
+    )
+    return {
+        "route": routed.route,
+        "beside": "adapter" if routed.beside else None,
+        "survival": survival.as_dict() if survival else None,
+    }
+
+
+def _about(subject: Subject, size: int, folder: Path) -> dict[str, Any]:
+    """Return what the artefact was made of, what it is for, and its files."""
+    base = subject.loaded.base
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {
+        "format": FORMAT_VERSION,
+        "made_of": subject.name,
+        "of_fp32": size / (4 * base.facts.parameters),
+        "of_fp16": size / (2 * base.facts.parameters),
+        "head": base.head,
+        "task": subject.config.task.model_dump(mode="json"),
+        "task_state": subject.state,
+        "chat_template_sha256": template_hash(base.processor),
+        "base": {
+            "path": base.path,
+            "revision": base.revision,
+            "fingerprint": base.fingerprint,
+            "dtype": base.numerics.dtype,
+        },
+        "files": {
+            str(file.relative_to(folder)): {
+                "bytes": file.stat().st_size,
+                "sha256": sha256_file(file),
+            }
+            for file in files
+        },
+    }
+
+
+def _check(stored: Stored, predicted: int, names: Any, format_name: str) -> None:
+    """Refuse what was not quantized, or is not as large as it must be.
+
+    Raises:
+        ExportError: a module is still in float, or bytes are not those predicted.
+    """
+    if stored.quantized and (left := sorted(set(names) - set(stored.quantized))):
+        raise ExportError(
+            f"{len(left)} of {len(names)} modules are still float, such as {left[0]}",
+            where=format_name,
+        )
+    if abs(stored.bytes - predicted) > CLOSE * predicted:
+        raise ExportError(
+            f"{stored.bytes:,} bytes were written, and {predicted:,} predicted",
+            where=format_name,
+            why="something was stored in another form than the format says",
+        )
+
+
+def _describe(run: Run, subject: Subject) -> None:
+    """Write into ``run.json`` what was made, of what, on which machine."""
+    base, note = subject.loaded.base, read_note(run.path / "artefact")
+    left_out = ("files", "task", "task_state", "format", "base")
+    run.update(
+        task=subject.config.task.name,
+        task_state=subject.state,
+        base={
+            "path": base.path,
+            "revision": base.revision,
+            "fingerprint": base.fingerprint,
+            **{k: v for k, v in asdict(base.facts).items() if k != "linear"},
+        },
+        data=subject.data,
+        artefact={k: v for k, v in note.items() if k not in left_out},
+        environment=environment(),
+    )

@@ -1,0 +1,54 @@
+"""The parity certificate of an artefact's run, on test rows of its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from loralab.evaluation.evaluate import split_of
+from loralab.export.parity import Tolerance, certify
+from loralab.export.subject import Subject
+from loralab.inference.artefact import load_artefact
+from loralab.runs import Run
+from loralab.runs.environment import environment
+from loralab.runs.files import write_json
+
+ROWS = 200
+"""Test rows of a certificate, unless told otherwise."""
+
+
+def certify_run(
+    run: Run,
+    subject: Subject,
+    rows: int,
+    tolerance: Tolerance,
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """Write ``parity.json``, and whether it passed into ``run.json``.
+
+    Args:
+        run: The artefact's.
+        subject: What it was made of.
+        rows: Test rows at most; the first ones, which are in random order.
+        tolerance: What must hold.
+        tell: Told of progress.
+    """
+    test = split_of(run, subject.loaded, "test")
+    chosen = test.select(range(min(rows, len(test))))
+
+    def progress(what: str, done: int, of: int) -> None:
+        about = f"certificate, {what}"
+        tell({"event": "storing", "what": about, "done": done, "of": of})
+
+    made = certify(
+        load_artefact(run),
+        subject.loaded,
+        chosen,
+        subject.config.evaluation,
+        tolerance,
+        progress,
+    )
+    about = {"artefact": run.id, "predecessor": subject.name}
+    content = {**about, **made, "environment": environment()}
+    write_json(run.path / "parity.json", content)
+    run.update(parity=made["passed"])

@@ -1,0 +1,120 @@
+"""Stored models: what an artefact says of itself, and the engine that runs it.
+
+    runs/<name>-<format>-<hash>/
+      artefact/        what the format wrote, the tokenizer, and the note `loralab.json`
+      parity.json      how it compares with its predecessor
+
+The note holds all that is needed to use the folder alone: the storage format and its
+params, the engine, the head, the task and what it learnt, and every file's size and
+sha256.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loralab import registry
+from loralab.config import TaskConfig
+from loralab.data.examples import get_preprocessor
+from loralab.errors import ExportError
+from loralab.inference.load import LoadedAdapter, check_template, load_processor
+from loralab.models.base import LoadedModel
+from loralab.models.empty import empty_base
+from loralab.models.numerics import choose_numerics
+from loralab.runs import Run
+from loralab.runs.files import sha256_file
+
+FORMAT_VERSION = 1
+NOTE = "loralab.json"
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return the note of an artefact's folder.
+
+    Raises:
+        ExportError: missing, broken, or of a later format.
+    """
+    file = folder / NOTE
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+        version = int(note["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"no artefact: {NOTE} cannot be read", where=str(folder), why=str(error)
+        ) from None
+    if version > FORMAT_VERSION:
+        raise ExportError(
+            f"format {version} is later than the {FORMAT_VERSION} known here",
+            where=str(file),
+            fix="update loralab",
+        )
+    return dict(note)
+
+
+def check_files(folder: Path, note: Mapping[str, Any], contents: bool = False) -> None:
+    """Refuse a folder whose files are not those that were written.
+
+    Args:
+        folder: The artefact's folder.
+        note: Its note.
+        contents: Whether to read them all for their sha256, or to ask their sizes.
+
+    Raises:
+        ExportError: one is missing, or of another size or content; it is named.
+    """
+    for name, told in note["files"].items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != told["bytes"]:
+            why = "it is missing" if found is None else f"it has {found:,} bytes"
+            raise ExportError(
+                f"{name} is not the file that was written ({told['bytes']:,} bytes)",
+                where=str(folder),
+                why=why,
+                fix="make the artefact again with `loralab quantize … --force`",
+            )
+        if contents and sha256_file(file) != told["sha256"]:
+            raise ExportError(f"{name} has another content", where=str(folder))
+
+
+def load_artefact(run: Run, **model_changes: str) -> LoadedAdapter:
+    """Open the stored model of a run in its engine.
+
+    Args:
+        run: A finished run of kind ``artefact``.
+        model_changes: Fields of `ModelConfig`; only device and dtype mean something
+            to a stored model, and only in the engine ``torch``.
+
+    Raises:
+        RunError: it holds no artefact.
+        ExportError: a file of it is missing or not whole.
+        AdapterError: a changed chat template.
+    """
+    folder = run.require("artefact")
+    note = read_note(folder)
+    check_files(folder, note)
+    task = get_preprocessor(TaskConfig(**note["task"]))
+    task.restore(note["task_state"])
+    config = run.config.model.model_copy(update=model_changes)
+    shapes = empty_base(config, note["head"], note["task_state"].get("labels", ()))
+    processor = load_processor(folder)
+    task.prepare(processor)
+    check_template(note, processor, folder)
+    in_torch = note["engine"] == "torch"
+    numerics = shapes.numerics if in_torch else choose_numerics("cpu", "fp32")
+    model = registry.get("engine", note["engine"]).target(folder, note, numerics)
+    base = LoadedModel(
+        model=model,
+        processor=processor,
+        head=note["head"],
+        facts=shapes.facts,
+        numerics=numerics,
+        new_modules=(),
+        path=note["base"]["path"],
+        revision=note["base"]["revision"],
+        fingerprint=note["base"]["fingerprint"],
+    )
+    return LoadedAdapter(model.eval(), base, task)

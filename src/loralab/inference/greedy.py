@@ -1,0 +1,82 @@
+"""Greedy token ids, told one by one: what engines are compared and timed by.
+
+Tokens go in and come out as the ids of the model's own tokenizer, so every engine is
+asked the very same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loralab.inference.load import LoadedAdapter
+
+NEVER = -1
+"""No token's id: generation then runs to its full length."""
+
+OnToken = Callable[[], None]
+"""Called each time that every prompt of the batch has one more token."""
+
+
+def greedy(
+    adapter: LoadedAdapter,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    stop: bool = True,
+    on_token: OnToken | None = None,
+) -> list[list[int]]:
+    """Return the most likely next tokens of prompts, answered as one batch.
+
+    Args:
+        adapter: A language model in any engine.
+        prompts: Token ids.
+        new_tokens: At most so many.
+        stop: Whether an answer ends at the end-of-sequence token, which is left out;
+            or runs on, so that all engines do the same work.
+        on_token: Told of every token.
+    """
+    if hasattr(adapter.model, "greedy"):  # an engine with a loop of its own
+        found: list[list[int]] = adapter.model.greedy(
+            [list(ids) for ids in prompts], new_tokens, on_token, stop
+        )
+        return found
+    return _in_torch(adapter, prompts, new_tokens, stop, on_token)
+
+
+def _in_torch(
+    adapter: LoadedAdapter,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    stop: bool,
+    on_token: OnToken | None,
+) -> list[list[int]]:
+    import torch
+
+    processor, numerics = adapter.base.processor, adapter.base.numerics
+    eos = processor.eos_token_id
+    width = max(len(ids) for ids in prompts)
+    ids_BT = torch.full((len(prompts), width), processor.pad_token_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(prompts):
+        ids_BT[row, width - len(ids) :] = torch.tensor(ids)
+        mask_BT[row, width - len(ids) :] = 1
+
+    def told(ids: Any, *_: Any, **__: Any) -> Any:
+        if on_token:
+            on_token()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    with torch.inference_mode(), numerics.autocast():
+        out_BT = adapter.model.generate(
+            input_ids=ids_BT.to(numerics.device),
+            attention_mask=mask_BT.to(numerics.device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=processor.pad_token_id,
+            eos_token_id=eos if stop else NEVER,
+            stopping_criteria=[told],
+        )
+    written = out_BT[:, width:].tolist()
+    return [ids[: ids.index(eos)] if stop and eos in ids else ids for ids in written]

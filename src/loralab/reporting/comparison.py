@@ -1,0 +1,195 @@
+"""A comparison of runs as tables, a figure, Markdown and one HTML page.
+
+It reads what `loralab.evaluation.compare` returns, and measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loralab import __version__
+from loralab.evaluation.intervals import Interval
+from loralab.reporting.renderers import to_markdown
+from loralab.reporting.tables import Cell, Column, Table, label_of, unit_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from loralab.reporting.page import Part
+
+Comparison = Mapping[str, Any]
+MEGA = 1e6
+
+
+def _interval(found: Mapping[str, float] | None) -> Interval | None:
+    return Interval(found["value"], found["low"], found["high"]) if found else None
+
+
+def _form(record: Mapping[str, Any]) -> str:
+    """Return how a run's weights are stored, in a word."""
+    return str(record["storage"]["name"]) if record["kind"] == "artefact" else "adapter"
+
+
+def _size(record: Mapping[str, Any]) -> float:
+    """Return the bytes of what answers: stored weights, or base and adapter."""
+    if record["kind"] == "artefact":
+        return float(record["bytes"]["measured"])
+    return float(record["weight_bytes"] + record["adapter_bytes"])
+
+
+def quality(found: Comparison) -> Table:
+    """Return size and quality of every run, and its paired difference to the first."""
+    gaps = {pair["second"]: pair for pair in found["paired"]}
+    records = found["records"]
+    metric, share = records[0]["metric"], records[0]["confidence"]
+    rows: list[list[Cell]] = []
+    for record in records:
+        whole = 2 * record["parameters"]
+        row: list[Cell] = [record["run"], _form(record), _size(record) / MEGA]
+        row += [100 * _size(record) / whole, _interval(record["values"]["adapter"])]
+        row.append(_interval(gaps.get(record["run"])))
+        kept = record.get("kept")
+        row.append(None if kept is None else 100 * kept)
+        rows.append(row)
+    columns = [
+        Column("run"),
+        Column("stored as"),
+        Column("size", "MB", 1),
+        Column("of fp16", "%", 1),
+        Column(metric, unit_of(metric)),
+        Column("difference to the first", signed=True),
+        Column("adapter kept", "%", 1),
+    ]
+    notes = [
+        f"{records[0]['rows']:,} test rows, {share:.0%} intervals over rows, the "
+        "difference paired; lower is better."
+        if records[0]["better"] == "lower"
+        else f"{records[0]['rows']:,} test rows, {share:.0%} intervals over rows, the "
+        "difference paired; higher is better.",
+        "The size of an adapter is that of its base in the dtype it was run in, with "
+        "the adapter; of a stored model, that of its weights' files.",
+    ]
+    return Table("Size and quality", columns, rows, notes)
+
+
+WORDS = {
+    "first_token_seconds": ("first token", "s"),
+    "prefill_tokens_per_second": ("prefill", "tokens/s"),
+    "decode_tokens_per_second": ("decode", "tokens/s"),
+    "batch_seconds": ("batch", "s"),
+    "rows_per_second": ("rows", "1/s"),
+}
+
+
+def speed(found: Comparison) -> Table | None:
+    """Return how fast every run answered, at every batch size; None if not timed."""
+    timed = found.get("latency")
+    if not timed:
+        return None
+    batches = timed["batches"]
+    quantities = list(next(iter(next(iter(batches.values())).values())))
+    rows: list[list[Cell]] = []
+    for batch, by_name in batches.items():
+        for name, values in by_name.items():
+            engine = timed["engines"][name]
+            row: list[Cell] = [batch.removeprefix("batch "), name, engine["engine"]]
+            row += [str(engine["kernel"]), str(engine["threads"])]
+            rows.append(row + [_interval(values[one]) for one in quantities])
+    columns = [Column("batch"), Column("run"), Column("engine"), Column("kernel")]
+    columns += [Column("threads"), *(Column(*WORDS[one]) for one in quantities)]
+    asked = f"{timed['rounds']} rounds, every run in each; medians with 95 % intervals."
+    notes = [asked]
+    if "prompt_tokens" in timed:
+        notes.append(
+            f"Prompts of {timed['prompt_tokens']} tokens, {timed['new_tokens']} new "
+            "ones; the same token ids to every run."
+        )
+    return Table("Speed", columns, rows, notes)
+
+
+def memory(found: Comparison) -> Table | None:
+    """Return load time and peak memory of every run; None if not measured."""
+    measured = found.get("footprint")
+    if not measured:
+        return None
+    rows: list[list[Cell]] = [
+        [
+            name,
+            one["load_seconds"],
+            one["peak_bytes"] / MEGA,
+            (one["peak_bytes"] - one["before_bytes"]) / MEGA,
+        ]
+        for name, one in measured.items()
+    ]
+    columns = [
+        Column("run"),
+        Column("load", "s", 2),
+        Column("peak memory", "MB", 0),
+        Column("of it the model", "MB", 0),
+    ]
+    note = "Each run in a process of its own: loaded, and asked once."
+    return Table("Load time and memory", columns, rows, [note])
+
+
+def answers(found: Comparison) -> Table | None:
+    """Return what every run said to every input; None if nothing was asked."""
+    said = found.get("answers")
+    if not said:
+        return None
+    names = list(said[0]["answers"])
+    rows: list[list[Cell]] = [
+        [_text(one["input"]), *(_text(one["answers"][name]) for name in names)]
+        for one in said
+    ]
+    return Table("Answers", [Column("input"), *map(Column, names)], rows)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):  # a class and its probability
+        return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def tables(found: Comparison) -> list[Table]:
+    """Return every table that there is something in."""
+    made = (quality(found), speed(found), memory(found), answers(found))
+    return [table for table in made if table]
+
+
+def trade_off(found: Comparison) -> Figure:
+    """Return the figure of size against quality, with the front of the best."""
+    from loralab.reporting.figures import Point, pareto
+
+    records = found["records"]
+    points = [
+        Point(record["name"], _size(record) / MEGA, value, _form(record))
+        for record in records
+        if (value := _interval(record["values"]["adapter"]))
+    ]
+    return pareto(
+        points,
+        "size (MB)",
+        label_of(records[0]["metric"]),
+        x_better="lower",
+        y_better=records[0]["better"],
+        x_log=True,
+    )
+
+
+def markdown(title: str, found: Comparison) -> str:
+    """Return the comparison as Markdown."""
+    parts = [f"# {title}", *(to_markdown(table) for table in tables(found))]
+    return "\n\n".join(parts) + "\n"
+
+
+def html(title: str, found: Comparison) -> str:
+    """Return the comparison as one HTML page."""
+    from loralab.reporting.page import FigurePart, Heading, TablePart, page
+
+    caption = "Size of the weights against quality; the line joins the best trade-offs."
+    parts: list[Part] = [Heading("What the runs show")]
+    made: Sequence[Table] = tables(found)
+    parts += [TablePart(made[0]), FigurePart(trade_off(found), caption, caption)]
+    parts += [TablePart(table) for table in made[1:]]
+    return page(title, parts, f"loralab {__version__}")
