@@ -8,7 +8,7 @@ from typing import Any
 
 from loralab.adapters.attach import restore
 from loralab.adapters.files import check_base, read_note, template_hash
-from loralab.config import ModelConfig
+from loralab.config import ModelConfig, PEFTConfig
 from loralab.data.examples import DataPreprocessor, get_preprocessor
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel, load_base
@@ -26,11 +26,15 @@ class LoadedAdapter:
             base; a transformers model; or what an engine opened.
         base: The base it sits on; its processor is the adapter's own.
         task: The preprocessor, with the class names of training.
+        peft: The method that it was trained with.
+        folder: Where it is stored.
     """
 
     model: Any
     base: LoadedModel
     task: DataPreprocessor
+    peft: PEFTConfig
+    folder: Path
 
 
 def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
@@ -61,7 +65,7 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     task.prepare(base.processor)
     check_template(note, base.processor, folder)
     model = restore(base, config.peft, folder)
-    return LoadedAdapter(model.eval(), base, task)
+    return LoadedAdapter(model.eval(), base, task, config.peft, folder)
 
 
 def load_processor(folder: Path) -> Any:

@@ -372,6 +372,12 @@ def _saved(run: Run, prepared: Prepared) -> LoadedAdapter:
     model = prepared.attached.model
     if prepared.attached.plain is None:
         load_weights(model, run.adapter)
-        return LoadedAdapter(model.eval(), prepared.base, prepared.task)
+        return LoadedAdapter(
+            model.eval(),
+            prepared.base,
+            prepared.task,
+            prepared.config.peft,
+            run.adapter,
+        )
     prepared.attached.model.to("meta")  # its memory is needed for nothing any more
     return load_adapter(run)
