@@ -10,7 +10,7 @@ from tests.tiny import SENTENCES, tiny
 from loralab.config import EvaluationConfig, ModelConfig, TaskConfig
 from loralab.data.examples import get_preprocessor
 from loralab.export.parity import Tolerance, certify
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.models.base import load_base
 from loralab.models.numerics import seed_everything
 
@@ -31,7 +31,7 @@ def classifier(folder):
     config = ModelConfig(path=str(tiny("bert", folder)), dtype="fp32", device="cpu")
     base = load_base(config, task.head, state["labels"])
     task.prepare(base.processor)
-    return LoadedAdapter(base.model, base, task), rows
+    return Loaded(base.model, base, task), rows
 
 
 def writer(folder):
@@ -43,7 +43,7 @@ def writer(folder):
     config = ModelConfig(path=str(tiny("llama", folder)), dtype="fp32", device="cpu")
     base = load_base(config, task.head)
     task.prepare(base.processor)
-    return LoadedAdapter(base.model, base, task), rows
+    return Loaded(base.model, base, task), rows
 
 
 @pytest.fixture(params=[classifier, writer])
@@ -58,7 +58,7 @@ def changed(loaded, noise):
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(noise * weight.std() * torch.randn_like(weight))
-    return LoadedAdapter(model, loaded.base, loaded.task)
+    return Loaded(model, loaded.base, loaded.task)
 
 
 def test_a_model_is_itself(given):

@@ -20,7 +20,7 @@ from loralab.config import EvaluationConfig
 from loralab.data.examples import Answer, DataPreprocessor, Examples, generates
 from loralab.evaluation.scores import Answers
 from loralab.inference.generate import generate, prompts_of
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.inference.pipeline import CHUNK
 from loralab.inference.predict import Predictions, predict
 from loralab.models.numerics import seed_everything
@@ -61,7 +61,7 @@ class Arm:
 
 
 def measure(
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     rows: Dataset,
     config: EvaluationConfig,
     writes: bool,
@@ -114,7 +114,7 @@ def _rows_done(
 
 
 def _likelihood(
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     chunk: Sequence[Mapping[str, Any]],
     examples: Examples,
     config: EvaluationConfig,
@@ -133,7 +133,7 @@ def _likelihood(
 
 
 def _write(
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     rows: Sequence[Mapping[str, Any]],
     config: EvaluationConfig,
     progress: Callable[[int, int], None],

@@ -25,7 +25,7 @@ from loralab.evaluation.calculator import (
 from loralab.evaluation.classes import majority, per_class
 from loralab.evaluation.intervals import Interval, score_intervals
 from loralab.evaluation.scores import Answers, Scores, ratio_of
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.inference.open import open_run
 from loralab.runs import Run
 from loralab.runs.files import atomic_file, write_json
@@ -67,7 +67,7 @@ def evaluate(
     return evaluate_split(run, adapter, split, rows, chosen, on_event=on_event)
 
 
-def split_of(run: Run, adapter: LoadedAdapter, split: str) -> Dataset:
+def split_of(run: Run, adapter: Loaded, split: str) -> Dataset:
     """Return the checked rows of a split, as they were when the run was trained.
 
     Raises:
@@ -95,7 +95,7 @@ def metrics_of(task: DataPreprocessor, config: EvaluationConfig) -> list[Chosen]
 
 def evaluate_split(
     run: Run,
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     split: str,
     rows: Dataset,
     config: EvaluationConfig,

@@ -27,7 +27,7 @@ from loralab.data.batching import collate
 from loralab.data.examples import Examples, generates
 from loralab.errors import EvidenceError
 from loralab.inference.greedy import greedy
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.models.forward import supervised_logits
 
 REST = 0.05
@@ -94,7 +94,7 @@ def median_interval(
 
 
 def time_writing(
-    models: Mapping[str, LoadedAdapter],
+    models: Mapping[str, Loaded],
     text: Sequence[int],
     load: Load,
     *,
@@ -121,7 +121,7 @@ def time_writing(
     long = list(text) * -(-needed // len(text))
     prompts = [long[i * size : (i + 1) * size] for i in range(load.batch)]
 
-    def once(model: LoadedAdapter) -> dict[str, float]:
+    def once(model: Loaded) -> dict[str, float]:
         times: list[float] = []
         start = time.perf_counter()
         greedy(
@@ -142,7 +142,7 @@ def time_writing(
 
 
 def time_reading(
-    models: Mapping[str, LoadedAdapter],
+    models: Mapping[str, Loaded],
     examples: Examples,
     load: Load,
     *,
@@ -167,7 +167,7 @@ def time_reading(
 
     units = [[i] for i in range(min(load.batch, len(examples)))]
 
-    def once(model: LoadedAdapter) -> dict[str, float]:
+    def once(model: Loaded) -> dict[str, float]:
         base = model.base
         made = collate(examples, units, base.processor.pad_token_id)
         moved = {name: t.to(base.numerics.device) for name, t in made.items()}
@@ -182,8 +182,8 @@ def time_reading(
 
 
 def _interleaved(
-    models: Mapping[str, LoadedAdapter],
-    once: Callable[[LoadedAdapter], dict[str, float]],
+    models: Mapping[str, Loaded],
+    once: Callable[[Loaded], dict[str, float]],
     what: str,
     rounds: int,
     warm_up: int,
@@ -206,7 +206,7 @@ def _interleaved(
     }
 
 
-def engine_of(model: LoadedAdapter) -> dict[str, Any]:
+def engine_of(model: Loaded) -> dict[str, Any]:
     """Return the engine, its version, kernel and threads."""
     if hasattr(model.model, "describe"):
         return dict(model.model.describe())
@@ -221,6 +221,6 @@ def engine_of(model: LoadedAdapter) -> dict[str, Any]:
     }
 
 
-def writes(model: LoadedAdapter) -> bool:
+def writes(model: Loaded) -> bool:
     """Whether a model is timed by what it writes."""
     return generates(model.task) and model.base.head == "causal-lm"

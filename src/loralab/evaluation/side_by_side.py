@@ -19,7 +19,7 @@ from loralab.evaluation.latency import (
     time_writing,
     writes,
 )
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.inference.open import open_run
 from loralab.inference.pipeline import InferencePipeline
 from loralab.runs import Run
@@ -28,7 +28,7 @@ BATCHES = (1, 8)
 Tell = Callable[[str, int, int], None]
 
 
-def open_all(runs: Sequence[Run]) -> dict[str, LoadedAdapter]:
+def open_all(runs: Sequence[Run]) -> dict[str, Loaded]:
     """Load runs, by their id.
 
     Raises:
@@ -48,7 +48,7 @@ def open_all(runs: Sequence[Run]) -> dict[str, LoadedAdapter]:
 
 
 def latency(
-    models: Mapping[str, LoadedAdapter],
+    models: Mapping[str, Loaded],
     run: Run,
     split: str = "test",
     *,
@@ -124,7 +124,7 @@ def footprints(
 
 
 def answers(
-    models: Mapping[str, LoadedAdapter], inputs: Sequence[Any], **options: Any
+    models: Mapping[str, Loaded], inputs: Sequence[Any], **options: Any
 ) -> list[dict[str, Any]]:
     """Return what each model says to each input: ``input``, ``answers`` by name.
 

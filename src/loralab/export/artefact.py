@@ -27,6 +27,7 @@ from loralab.export.parity import Tolerance
 from loralab.export.routed import Routed, check_format, survival_of, take
 from loralab.export.subject import Subject, subject_of
 from loralab.inference.artefact import FORMAT_VERSION, NOTE, read_note
+from loralab.inference.load import LoadedAdapter
 from loralab.quantization.storage import Source, Stored
 from loralab.registry import Entry
 from loralab.runs import Run
@@ -153,7 +154,7 @@ def _store(
             fix=f"it stores {', '.join(heads)}",
         )
     routed = None
-    if route:
+    if route and isinstance(subject.loaded, LoadedAdapter):
         routed = take(subject.loaded, route.name, route.params)
         check_format(routed, storage.name)
     with atomic_directory(run.path / "artefact") as folder:

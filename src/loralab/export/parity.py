@@ -30,7 +30,7 @@ from loralab.evaluation.intervals import score_intervals
 from loralab.evaluation.scores import Scores, ratio_of
 from loralab.inference.generate import prompts_of
 from loralab.inference.greedy import greedy
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.models.forward import supervised_logits
 from loralab.registry import Strict
 
@@ -59,8 +59,8 @@ class Tolerance(Strict):
 
 
 def certify(
-    artefact: LoadedAdapter,
-    predecessor: LoadedAdapter,
+    artefact: Loaded,
+    predecessor: Loaded,
     rows: Dataset,
     config: EvaluationConfig,
     tolerance: Tolerance,
@@ -113,8 +113,8 @@ def _check(name: str, worst: float, way: str, limit: float) -> dict[str, Any]:
 
 
 def _gaps(
-    artefact: LoadedAdapter,
-    predecessor: LoadedAdapter,
+    artefact: Loaded,
+    predecessor: Loaded,
     examples: Examples,
     progress: Callable[[int, int], None],
 ) -> dict[str, Scores]:
@@ -145,7 +145,7 @@ def _gaps(
     return {"kl": ratio_of(kl_E, labels_E), "top1": ratio_of(same_E, labels_E)}
 
 
-def _log_probabilities(model: LoadedAdapter, made: dict[str, Any]) -> Any:
+def _log_probabilities(model: Loaded, made: dict[str, Any]) -> Any:
     """Return log-probabilities [N, C] float32 on the CPU."""
     moved = {name: t.to(model.base.numerics.device) for name, t in made.items()}
     logits_NC, _, _ = supervised_logits(model.model, moved, model.base)
@@ -153,8 +153,8 @@ def _log_probabilities(model: LoadedAdapter, made: dict[str, Any]) -> Any:
 
 
 def _metrics(
-    artefact: LoadedAdapter,
-    predecessor: LoadedAdapter,
+    artefact: Loaded,
+    predecessor: Loaded,
     rows: Dataset,
     config: EvaluationConfig,
     tell: Tell,
@@ -184,7 +184,7 @@ def _told(tell: Tell, name: str, arm: str, what: str, done: int, of: int) -> Non
 
 
 def _texts(
-    artefact: LoadedAdapter, predecessor: LoadedAdapter, rows: Dataset
+    artefact: Loaded, predecessor: Loaded, rows: Dataset
 ) -> dict[str, Any] | None:
     """Return how long greedy answers to the first prompts are the same."""
     if predecessor.base.head != "causal-lm":

@@ -9,7 +9,7 @@ from loralab.adapters.files import read_note
 from loralab.config import ExperimentConfig
 from loralab.data.examples import get_preprocessor
 from loralab.data.rows import load_rows
-from loralab.inference.load import LoadedAdapter, load_adapter
+from loralab.inference.load import Loaded, load_adapter
 from loralab.models.base import load_base
 from loralab.models.numerics import seed_everything
 from loralab.runs import Run
@@ -27,7 +27,7 @@ class Subject:
         data: What ``run.json`` says of the rows.
     """
 
-    loaded: LoadedAdapter
+    loaded: Loaded
     config: ExperimentConfig
     run: Run | None
     state: dict[str, Any]
@@ -62,4 +62,4 @@ def subject_of(what: Run | ExperimentConfig) -> Subject:
         "report": asdict(rows.report),
         "locks": rows.locks,
     }
-    return Subject(LoadedAdapter(base.model, base, task), what, None, state, data)
+    return Subject(Loaded(base.model, base, task), what, None, state, data)

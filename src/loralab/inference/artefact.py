@@ -20,7 +20,7 @@ from loralab import registry
 from loralab.config import TaskConfig
 from loralab.data.examples import get_preprocessor
 from loralab.errors import ExportError
-from loralab.inference.load import LoadedAdapter, check_template, load_processor
+from loralab.inference.load import Loaded, check_template, load_processor
 from loralab.models.base import LoadedModel
 from loralab.models.empty import empty_base
 from loralab.models.numerics import choose_numerics
@@ -80,7 +80,7 @@ def check_files(folder: Path, note: Mapping[str, Any], contents: bool = False) -
             raise ExportError(f"{name} has another content", where=str(folder))
 
 
-def load_artefact(run: Run, **model_changes: str) -> LoadedAdapter:
+def load_artefact(run: Run, **model_changes: str) -> Loaded:
     """Open the stored model of a run in its engine.
 
     Args:
@@ -117,4 +117,4 @@ def load_artefact(run: Run, **model_changes: str) -> LoadedAdapter:
         revision=note["base"]["revision"],
         fingerprint=note["base"]["fingerprint"],
     )
-    return LoadedAdapter(model.eval(), base, task)
+    return Loaded(model.eval(), base, task)

@@ -13,13 +13,13 @@ from typing import Any
 
 from loralab.data.examples import generates
 from loralab.errors import DataError
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 
 Progress = Callable[[int, int], None]
 Row = Mapping[str, Any]
 
 
-def prompts_of(adapter: LoadedAdapter, rows: Sequence[Row]) -> list[str]:
+def prompts_of(adapter: Loaded, rows: Sequence[Row]) -> list[str]:
     """Return what the model is fed for each row.
 
     Raises:
@@ -32,7 +32,7 @@ def prompts_of(adapter: LoadedAdapter, rows: Sequence[Row]) -> list[str]:
 
 
 def generate(
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     prompts: Sequence[str],
     batch_size: int,
     *,
@@ -72,7 +72,7 @@ def generate(
 
 
 def stream(
-    adapter: LoadedAdapter, prompt: str, *, max_new_tokens: int, temperature: float
+    adapter: Loaded, prompt: str, *, max_new_tokens: int, temperature: float
 ) -> Iterator[str]:
     """Yield the pieces of one answer as they are written."""
     from transformers import TextIteratorStreamer
@@ -98,11 +98,11 @@ def stream(
         raise failed[0]
 
 
-def _encoder_decoder(adapter: LoadedAdapter) -> bool:
+def _encoder_decoder(adapter: Loaded) -> bool:
     return adapter.base.head == "seq2seq-lm"
 
 
-def encode(adapter: LoadedAdapter, prompts: list[str]) -> Any:
+def encode(adapter: Loaded, prompts: list[str]) -> Any:
     """Return the padded tensors of prompts, on the model's device."""
     processor = adapter.base.processor
     if _encoder_decoder(adapter):
@@ -127,7 +127,7 @@ def encode(adapter: LoadedAdapter, prompts: list[str]) -> Any:
 
 
 def _generate(
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     inputs: Any,
     max_new_tokens: int,
     temperature: float,

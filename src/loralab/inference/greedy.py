@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 
 NEVER = -1
 """No token's id: generation then runs to its full length."""
@@ -19,7 +19,7 @@ OnToken = Callable[[], None]
 
 
 def greedy(
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     *,
@@ -45,7 +45,7 @@ def greedy(
 
 
 def _in_torch(
-    adapter: LoadedAdapter,
+    adapter: Loaded,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     stop: bool,

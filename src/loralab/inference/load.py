@@ -18,21 +18,30 @@ from loralab.runs import Run
 
 
 @dataclass
-class LoadedAdapter:
-    """What answers: an adapter on its base, a base alone, or a stored model.
+class Loaded:
+    """What answers: a base alone, a stored model, or an adapter on its base.
 
     Attributes:
-        model: In evaluation mode: the PEFT model, whose `disable_adapter()` gives the
-            base; a transformers model; or what an engine opened.
-        base: The base it sits on; its processor is the adapter's own.
+        model: In evaluation mode: a transformers model, what an engine opened, or a
+            PEFT model, whose `disable_adapter()` gives the base.
+        base: The base; its processor is the adapter's own.
         task: The preprocessor, with the class names of training.
-        peft: The method that it was trained with.
-        folder: Where it is stored.
     """
 
     model: Any
     base: LoadedModel
     task: DataPreprocessor
+
+
+@dataclass
+class LoadedAdapter(Loaded):
+    """An adapter on its base.
+
+    Attributes:
+        peft: The method that it was trained with.
+        folder: Where it is stored.
+    """
+
     peft: PEFTConfig
     folder: Path
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from loralab.inference.artefact import load_artefact
-from loralab.inference.load import LoadedAdapter, load_adapter
+from loralab.inference.load import Loaded, load_adapter
 from loralab.runs import Run
 
 
-def open_run(run: Run, **model_changes: str) -> LoadedAdapter:
+def open_run(run: Run, **model_changes: str) -> Loaded:
     """Load the adapter of a run on its base, or the run's stored model in its engine.
 
     Args:

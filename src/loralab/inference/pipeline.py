@@ -15,7 +15,7 @@ from loralab.data.batching import collate, evaluation_order
 from loralab.data.examples import generates
 from loralab.errors import DataError
 from loralab.inference import generate as writing
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.inference.open import open_run
 from loralab.inference.predict import predict
 from loralab.models.forward import pooled
@@ -32,7 +32,7 @@ class InferencePipeline:
         task: The task that the adapter was trained on.
     """
 
-    def __init__(self, adapter: LoadedAdapter, batch_size: int = 32) -> None:
+    def __init__(self, adapter: Loaded, batch_size: int = 32) -> None:
         self._adapter = adapter
         self._batch_size = batch_size
         self.task = adapter.task
