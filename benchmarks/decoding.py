@@ -82,15 +82,15 @@ def measured(runs: dict[str, Run], prompt: int, new: int) -> dict[str, Any]:
 
 
 def ratios(timed: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return decode and prefill of each over transformers bf16 and the best llama.cpp."""
+    """Return the decode rates over transformers bf16 and over the best llama.cpp."""
     found: dict[str, dict[str, float]] = {}
     for batch, values in timed["batches"].items():
         rate = {k: v["decode_tokens_per_second"]["value"] for k, v in values.items()}
         best = [rate[name] for name in BEST_OF if name in rate]
+        plain = rate["transformers bf16"]
         found[batch] = {
-            f"decode, {name} / transformers bf16": rate[name]
-            / rate["transformers bf16"]
-            for name in rate
+            f"decode, {name} / transformers bf16": one / plain
+            for name, one in rate.items()
         }
         if best:
             found[batch] |= {
