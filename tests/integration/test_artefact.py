@@ -1,0 +1,166 @@
+"""Artefacts: stored, read back, certified, opened in their engine, found again."""
+
+import json
+import shutil
+
+import pytest
+
+from loralab import compose, evaluate
+from loralab.config import RouteConfig, StorageConfig
+from loralab.errors import ExportError, RunError
+from loralab.evaluation.compare import compare
+from loralab.export import artefact
+from loralab.export.artefact import quantize
+from loralab.inference.artefact import check_files, read_note
+from loralab.inference.pipeline import InferencePipeline
+from tests.cli import loralab
+from tests.conftest import CLASSIFY
+
+TEXTS = ["Who wrote Hamlet?", "How far is the Moon?", "What is a quark?"]
+INT8 = StorageConfig(name="affine-int8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("artefacts")
+
+
+@pytest.fixture(scope="module")
+def stored(minilm_run, folder):
+    return quantize(minilm_run, INT8, runs_dir=folder, rows=32)
+
+
+@pytest.fixture(scope="module")
+def beside(minilm_run, folder):
+    route = RouteConfig(name="side-path")
+    return quantize(minilm_run, INT8, route, runs_dir=folder, rows=32)
+
+
+def test_the_note_tells_all(stored, minilm_run):
+    made, note = stored.read()["artefact"], read_note(stored.path / "artefact")
+    assert stored.status == "complete"
+    assert made["made_of"] == minilm_run.id and made["route"] == "merge-then-quantize"
+    assert made["quantized"] == made["linear"] == 36
+    assert made["bytes"]["measured"] == note["files"]["model.safetensors"]["bytes"]
+    assert made["of_fp16"] == pytest.approx(2 * made["of_fp32"])
+    check_files(stored.path / "artefact", note, contents=True)
+
+
+def test_eight_bits_keep_the_adapter(stored):
+    survival = stored.read()["artefact"]["survival"]
+    assert survival["kept"] > 0.9
+    assert len(survival["layers"]) == 36
+
+
+def test_it_is_certified_against_the_adapter(stored, minilm_run):
+    parity = json.loads((stored.path / "parity.json").read_text())
+    assert parity["predecessor"] == minilm_run.id and parity["artefact"] == stored.id
+    assert parity["passed"] and stored.read()["parity"] is True
+    assert 0 < parity["kl"]["value"] < 0.01
+
+
+def test_the_same_call_finds_it(stored, minilm_run, folder, monkeypatch):
+    monkeypatch.setattr(artefact, "subject_of", lambda _: pytest.fail("made again"))
+    assert quantize(minilm_run, INT8, runs_dir=folder).path == stored.path
+
+
+def test_it_answers_as_the_adapter_does(stored, minilm_run):
+    ours, theirs = (InferencePipeline.from_run(r)(TEXTS) for r in (stored, minilm_run))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["label"] == other["label"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=0.02)
+
+
+def test_it_is_evaluated_and_compared(stored, minilm_run):
+    result = evaluate(stored)
+    assert "base" not in result["metrics"]["accuracy"]
+    found = compare([minilm_run, stored])
+    (pair,) = found["paired"]
+    assert pair["second"] == stored.id
+    assert abs(pair["value"]) < 0.05
+    shown = loralab("compare", str(minilm_run.path), str(stored.path))
+    assert shown.returncode == 0, shown.stderr
+    for word in ("affine-int8", "merge-then-quantize", "of fp32, fp16"):
+        assert word in shown.stdout
+
+
+def test_the_side_path_keeps_all(beside, stored, minilm_run):
+    made = beside.read()["artefact"]
+    assert made["survival"]["kept"] == 1 and made["route"] == "side-path"
+    assert made["bytes"]["measured"] > stored.read()["artefact"]["bytes"]["measured"]
+    assert (beside.path / "artefact" / "adapter").is_dir()
+    answers = InferencePipeline.from_run(beside)(TEXTS)
+    expected = InferencePipeline.from_run(minilm_run)(TEXTS)
+    for one, other in zip(answers, expected, strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=0.02)
+
+
+def test_a_base_alone(folder):
+    config = compose("trec-6", CLASSIFY)
+    run = quantize(config, INT8, runs_dir=folder, rows=16)
+    made = run.read()["artefact"]
+    assert made["route"] is None and made["survival"] is None
+    with pytest.raises(ExportError, match="takes no route"):
+        quantize(config, INT8, RouteConfig(name="side-path"), runs_dir=folder)
+
+
+def test_a_damaged_file_is_told(stored, tmp_path):
+    copy = tmp_path / stored.id
+    shutil.copytree(stored.path, copy)
+    weights = copy / "artefact" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    told = loralab("infer", str(copy), "Who?")
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert "model.safetensors is not the file that was written" in told.stderr
+    weights.unlink()
+    assert "it is missing" in loralab("infer", str(copy), "Who?").stderr
+
+
+def test_a_format_for_others_is_refused_and_leaves_nothing(minilm_run, tmp_path):
+    with pytest.raises(ExportError, match="gguf cannot store"):
+        quantize(minilm_run, StorageConfig(name="gguf"), runs_dir=tmp_path)
+    (run,) = tmp_path.iterdir()
+    assert not (run / "artefact").exists()
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_full_disk_leaves_nothing_half_written(minilm_run, tmp_path, monkeypatch):
+    from loralab import registry
+
+    entry = registry.get("storage format", "affine-int8")
+
+    def full(params, source, folder, tell):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
+
+    broken = type(entry)(entry.name, full, entry.schema, entry.facts)
+    monkeypatch.setitem(registry._entries, ("storage format", "affine-int8"), broken)
+    with pytest.raises(OSError, match="No space left"):
+        quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)
+    (run,) = tmp_path.iterdir()
+    assert not list(run.glob("**/model.safetensors"))
+    monkeypatch.undo()
+    assert quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16).status == "complete"
+
+
+def test_a_kill_before_the_certificate_stores_nothing_twice(
+    minilm_run, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(artefact, "certify_run", die)
+    with pytest.raises(Killed):
+        quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)
+    monkeypatch.undo()
+    monkeypatch.setattr(artefact, "_store", lambda *_: pytest.fail("stored twice"))
+    run = quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)
+    assert run.status == "complete" and run.read()["parity"] is True
+
+
+def test_a_run_of_another_kind_is_told(stored):
+    with pytest.raises(RunError, match="run of kind artefact"):
+        quantize(stored, INT8)
