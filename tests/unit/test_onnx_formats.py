@@ -1,0 +1,182 @@
+"""The formats onnx-fp32, -int4 and -int8: what they write is what they say."""
+
+import copy
+
+import pytest
+import torch
+from tests.onnx_models import decoder, encoder, store
+
+from loralab.errors import ExportError, QuantizationError
+from loralab.quantization.onnx_decoder import linears
+from loralab.quantization.onnx_graph import MODEL, Graph
+from loralab.quantization.storage import Source
+from loralab.registry import get
+
+BIG = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+INT4 = [
+    {},
+    {"head": False},
+    {"algorithm": "rtn", "block_size": 16, "symmetric": False},
+    {"algorithm": "rtn", "block_size": 64},
+    {"algorithm": "k_quant"},
+    {"head": False, "symmetric": False, "block_size": 64},
+]
+INT8 = [{}, {"per_channel": False, "embeddings": False}, {"reduce_range": True}]
+
+
+def bert(**sizes):
+    name = "BertForSequenceClassification"
+    return encoder(name, "sequence-classification", num_labels=3, **sizes)
+
+
+def agree(form, params, base, folder, stored):
+    """Values read back are the rounded ones, bit for bit; return them."""
+    found = dict(form.facts["values"](params, folder))
+    assert sorted(found) == sorted(stored.quantized)
+    for name, values in found.items():
+        weight = linears(base.model)[name].weight.detach()
+        assert torch.equal(values, form.facts["rounded"](params, weight)), name
+        assert not torch.equal(values, weight)
+    return found
+
+
+@pytest.mark.parametrize("params", INT4, ids=str)
+def test_int4_holds_the_rounded_matrices(params, tmp_path):
+    base = decoder(num_key_value_heads=2, **BIG)
+    made = store(base, tmp_path / "to", "onnx-int4", **params)
+    found = agree(*made[:2], base, tmp_path / "to", made[2])
+    head = {"lm_head"} if params.get("head", True) else set()
+    assert set(found) == {*base.facts.linear} | head
+    predicted = made[0].facts["predict"](made[1], base.model, base.facts.linear)
+    assert predicted == pytest.approx(made[2].bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("params", INT8, ids=str)
+def test_int8_holds_the_rounded_matrices(params, tmp_path):
+    base = bert()
+    made = store(base, tmp_path / "to", "onnx-int8", **params)
+    found = agree(*made[:2], base, tmp_path / "to", made[2])
+    assert set(found) == set(base.facts.linear)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int4"])
+def test_the_bytes_of_a_decoder_are_foretold(name, tied, tmp_path):
+    base = decoder(tied, num_key_value_heads=2, **BIG)
+    form, params, stored = store(base, tmp_path / "to", name)
+    with torch.device("meta"):
+        empty = type(base.model)(base.model.config)
+    predicted = form.facts["predict"](params, empty, base.facts.linear)
+    assert predicted == pytest.approx(stored.bytes, rel=0.01)
+    assert stored.bytes == sum(
+        (tmp_path / "to" / file).stat().st_size for file in stored.files
+    )
+
+
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8"])
+@pytest.mark.parametrize(
+    ("cls", "head"),
+    [
+        ("BertForSequenceClassification", "sequence-classification"),
+        ("ViTForImageClassification", "image-classification"),
+        ("BertModel", "feature-extraction"),
+    ],
+)
+def test_the_bytes_of_an_encoder_are_foretold(name, cls, head, tmp_path):
+    sizes = {**BIG, "hidden_size": 384, "intermediate_size": 1536}
+    if cls == "BertModel":
+        sizes |= {"hidden_size": 96, "vocab_size": 30_000}
+    base = encoder(cls, head, **sizes)
+    form, params, stored = store(base, tmp_path / "to", name)
+    predicted = form.facts["predict"](params, base.model, base.facts.linear)
+    assert predicted == pytest.approx(stored.bytes, rel=0.01)
+
+
+def test_float_matrices_are_the_models_own(tmp_path):
+    base = decoder()
+    *_, stored = store(base, tmp_path / "to", "onnx-fp32")
+    graph = Graph(tmp_path / "to")
+    assert stored.quantized == graph.quantized() == ()
+    for name, module in linears(base.model).items():
+        assert torch.equal(graph.matrix(name), module.weight), name
+
+
+def test_only_the_named_modules_are_quantized(tmp_path):
+    base = decoder()
+    source = Source(
+        base.model,
+        base.processor,
+        base.head,
+        ["model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj"],
+    )
+    form = get("storage format", "onnx-int4")
+    (tmp_path / "to").mkdir()
+    stored = form.target(
+        form.schema(head=False), source, tmp_path / "to", print_nothing
+    )
+    assert set(stored.quantized) == set(source.names)
+    key = linears(base.model)["model.layers.0.self_attn.k_proj"].weight
+    graph = Graph(tmp_path / "to")
+    assert torch.equal(graph.matrix("model.layers.0.self_attn.k_proj"), key)
+
+
+def print_nothing(*_):
+    pass
+
+
+def test_the_model_is_not_changed(tmp_path):
+    base = bert()
+    base.model.to(torch.bfloat16).train()
+    before = copy.deepcopy(base.model.state_dict())
+    store(base, tmp_path / "to", "onnx-int8")
+    assert base.model.training
+    after = base.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert after["classifier.weight"].dtype == torch.bfloat16
+
+
+def test_a_module_that_stays_in_float_is_an_error(tmp_path):
+    base = bert()
+    store(base, tmp_path / "to", "onnx-fp32")
+    with pytest.raises(QuantizationError, match="12 of 12 modules were not quantized"):
+        Graph(tmp_path / "to").require([n for n in base.facts.linear if "layer." in n])
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"symmetric": False}, "tied cannot share zeros"),
+        ({"algorithm": "rtn", "symmetric": False}, "odd number of blocks"),
+    ],
+)
+def test_what_the_builder_would_write_wrongly_is_refused(params, says, tmp_path):
+    with pytest.raises(QuantizationError, match=says):
+        store(decoder(), tmp_path / "to", "onnx-int4", **params)
+
+
+def test_heads_that_the_runtime_refuses_are_refused_first(tmp_path):
+    with pytest.raises(QuantizationError, match="heads of 8 features"):
+        store(decoder(head_dim=8), tmp_path / "to", "onnx-fp32")
+
+
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8"])
+def test_a_truncated_graph_is_one_clear_error(name, tmp_path):
+    store(bert(), tmp_path / "to", name)
+    file = tmp_path / "to" / MODEL
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ExportError, match=r"no \.onnx file"):
+        Graph(tmp_path / "to")
+    file.unlink()
+    with pytest.raises(ExportError, match="no such file"):
+        Graph(tmp_path / "to")
+
+
+def test_truncated_weights_are_one_clear_error(tmp_path):
+    store(decoder(), tmp_path / "to", "onnx-fp32")
+    file = tmp_path / "to" / f"{MODEL}.data"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ExportError, match="weights are truncated"):
+        Graph(tmp_path / "to")
+    file.unlink()
+    with pytest.raises(ExportError, match="weights are missing"):
+        Graph(tmp_path / "to")
