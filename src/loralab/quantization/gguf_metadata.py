@@ -32,8 +32,9 @@ CUTS = {
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
 }
 
-# llama.cpp's converter knows a tokenizer by the ids that it gives this text. Read out
-# of a GGUF file by transformers, SmolLM's has lost the cut at digits, but not these ids
+# llama.cpp's converter (MIT) knows a tokenizer by the ids that it gives this text. Read
+# out of a GGUF file by transformers, SmolLM's has lost the cut at digits, and yet gives
+# the ids of SmolLM's (they differ for two spaces before a digit, which are not in it)
 PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
     "🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 "

@@ -208,7 +208,7 @@ def values(params: GGUFParams, folder: Path) -> Iterator[tuple[str, torch.Tensor
     values=values,
 )
 def write(params: GGUFParams, source: Source, folder: Path, tell: Tell) -> Stored:
-    """Write ``model.gguf``, one tensor at a time.
+    """Write ``model.gguf``, one tensor at a time, and transformers' ``config.json``.
 
     A module whose rows 32 does not divide stays in f16, and is not counted among the
     quantized.
@@ -227,6 +227,7 @@ def write(params: GGUFParams, source: Source, folder: Path, tell: Tell) -> Store
             writer.write_tensor_data(encoded(tensor, made))
     finally:
         writer.close()
+    model.config.save_pretrained(folder)
     tell("read back", len(tensors), len(tensors))
     wanted = {name: found.tensor_type for name, found, _ in _linear(folder)}
     quantized = [n for n in source.names if wanted.get(n) == ggml(params.type)]
