@@ -19,6 +19,7 @@ from loralab.cli import (
     infer,
     methods,
     plan,
+    publish,
     ranks,
     runs,
     study,
@@ -58,6 +59,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("infer")(infer.infer)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
+app.command("publish", cls=publish.PublishCommand)(publish.publish)
+app.command("unpack")(publish.unpack)
 app.add_typer(study.app, name="study")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
