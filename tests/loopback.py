@@ -1,8 +1,8 @@
 """Loopback servers that speak the calls of the hub and of Google Drive that we use.
 
-They are not the hub and not Drive: they answer the requests that our clients really make
-over HTTP on 127.0.0.1, keep what they were given, count the bytes of it, and fail where
-a test says so. `Proxy` stands before a real server, counts, and cuts or calls.
+They are not the hub and not Drive: they answer the requests that our clients really
+make over HTTP on 127.0.0.1, keep what they were given, count the bytes of it, and fail
+where a test says so. `Proxy` stands before a real server, counts, and cuts or calls.
 """
 
 import base64
@@ -11,7 +11,7 @@ import json
 import re
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -57,11 +57,10 @@ class Handler(BaseHTTPRequestHandler):
                 fault.path in self.path,
             ):
                 fault.times -= 1
-                body = self._body(fault.keep if fault.status == 0 else None)
+                self._body(fault.keep if fault.status == 0 else None)
                 owner.failed += 1
                 if fault.status:
                     return self.answer(fault.status, {"error": "as the test wished"})
-                owner.partial(self, url, body)
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return None
@@ -73,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
                 return action(self, body, query, *found.groups())
         return self.answer(404, {"error": f"no route {self.command} {url.path}"})
 
-    do_GET = do_POST = do_PUT = do_PATCH = _any
+    do_GET = do_POST = do_PUT = do_PATCH = _any  # noqa: N815
 
     def answer(self, status, content=None, headers=None):
         data = b"" if content is None else json.dumps(content).encode()
@@ -106,9 +105,6 @@ class Loopback:
         finally:
             server.shutdown()
             server.server_close()
-
-    def partial(self, request, url, body):
-        """A request was cut; its server may keep what it had."""
 
     def told(self, digest):
         return "0" * len(digest) if self.lie else digest
@@ -340,7 +336,8 @@ class Proxy:
         except OSError:
             pass
         for end in (one, other):
-            with_shutdown(end)
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _count(self, size):
         with self.lock:
@@ -351,10 +348,3 @@ class Proxy:
                     self.action()
                 return True
         return False
-
-
-def with_shutdown(end):
-    try:
-        end.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

@@ -1,5 +1,6 @@
-"""Publishing over real HTTP: S3 against moto's server, hub and Drive against the loopback
-servers of `tests.loopback`, which speak the calls we use and are not those services."""
+"""Publishing over real HTTP: S3 against moto's server, hub and Drive against the
+loopback servers of `tests.loopback`, which speak the calls we use and are not those
+services."""
 
 import hashlib
 import json
@@ -18,6 +19,7 @@ from loralab.errors import PublishingError
 from loralab.publishing.publish import CloudUploader, publish, target_config
 from loralab.publishing.retry import Retry
 from loralab.publishing.targets.s3 import MEBIBYTE
+from tests.cli import loralab
 from tests.loopback import DriveLoopback, Fault, HubLoopback, Proxy
 from tests.published import adapter_run, content
 
@@ -184,6 +186,7 @@ def test_s3_does_not_go_on_with_the_upload_of_other_content(
     found = stored(bucket, f"{run.id}/{WEIGHTS}")
     assert found["Body"].read() == other
     assert found["Metadata"]["sha256"] == hashlib.sha256(other).hexdigest()
+    assert "Uploads" not in bucket[0].list_multipart_uploads(Bucket=bucket[1])
 
 
 def test_s3_replaces_an_object_of_other_content(tmp_path, bucket, moto_port):
@@ -209,14 +212,17 @@ def test_s3_without_bucket_is_told_at_once(tmp_path, moto_port):
     assert "AWS_ACCESS_KEY_ID" in caught.value.fix
 
 
-def test_s3_that_nobody_serves_fails_three_times(tmp_path):
+def test_an_upload_that_fails_three_times_ends_with_one_message(tmp_path):
     run = adapter_run(tmp_path)
-    target = target_config(
-        "s3", {"bucket": "abc", "endpoint_url": "http://127.0.0.1:9"}
-    )
-    with pytest.raises(PublishingError, match="failed 3 times") as caught:
-        publish(run, target, retry=SOON)
-    assert "0 of 6 files" in caught.value.why
+    before = content(run)
+    given = ("bucket=abc", "endpoint_url=http://127.0.0.1:9")  # nobody serves there
+    told = loralab("publish", run.path, "s3", *given)
+    assert told.code == 2
+    assert "failed 3 times in a row" in told.err
+    assert "0 of 6 files are there" in told.err
+    assert told.out.count("again in") == 2
+    assert "Traceback" not in told.err
+    assert content(run) == before
     assert not (run.path / "published.json").exists()
 
 
@@ -244,6 +250,21 @@ def test_the_hub_is_tried_again_and_large_files_are_sent_once(tmp_path, hub):
     publish(run, to_hub(hub), retry=SOON)
     assert (hub.failed, hub.commits) == (2, 1)
     assert hub.received == len(b"weights")
+
+
+def test_a_large_file_that_may_not_be_sent_is_told(tmp_path, hub):
+    run = adapter_run(tmp_path)
+    hub.faults = [Fault("PUT", "/lfs/", 403)]
+    with pytest.raises(PublishingError, match="refused: HTTP 403"):
+        publish(run, to_hub(hub), retry=SOON)
+    assert hub.repos["org/name"] == {}  # one commit or none
+
+
+def test_offline_is_told_as_what_it_is(tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PublishingError) as caught:
+        publish(adapter_run(tmp_path), to_hub(hub), retry=SOON)
+    assert caught.value.fix == "unset HF_HUB_OFFLINE"
 
 
 def test_the_hub_that_fails_three_times_is_told(tmp_path, hub):
@@ -373,7 +394,7 @@ def test_drive_fails_three_times_and_no_more(tmp_path, drive, times, works):
     if works:
         publish(run, to_drive(drive), retry=SOON)
         return
-    with pytest.raises(PublishingError, match="failed 3 times.*HTTP 500") as caught:
+    with pytest.raises(PublishingError, match=r"failed 3 times.*HTTP 500") as caught:
         publish(run, to_drive(drive), retry=SOON)
     assert "/session/" not in str(caught.value)
     assert not (run.path / "published.json").exists()

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import yaml
+from tests.published import adapter_run, artefact_run, content
 
 from loralab.errors import ConfigError, PublishingError, RunError
 from loralab.publishing.card import model_card
@@ -11,7 +12,6 @@ from loralab.publishing.publish import CloudUploader, publish, target_config
 from loralab.publishing.retry import Delivery, Retry
 from loralab.publishing.store import Failure, File, library
 from loralab.runs.files import sha256_file
-from tests.published import adapter_run, artefact_run, content
 
 SOON = Retry(first_seconds=0.001)
 

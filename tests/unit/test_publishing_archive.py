@@ -2,15 +2,17 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 import zipfile
 
 import pytest
+from tests.cli import loralab
+from tests.published import adapter_run, content
 
 from loralab.errors import PublishingError
 from loralab.publishing.archive import check_archive, extract
 from loralab.publishing.publish import publish, target_config
-from tests.cli import loralab
-from tests.published import adapter_run, content
 
 
 def to(path):
@@ -82,7 +84,7 @@ def test_a_broken_archive_of_this_run_is_written_again(published):
     data = path.read_bytes()
     at = data.index(b"weights")
     path.write_bytes(data[:at] + b"WEIGHTS" + data[at + 7 :])
-    with pytest.raises(PublishingError, match="broken|not what the manifest"):
+    with pytest.raises(PublishingError, match=r"broken|not what the manifest"):
         check_archive(path)
     publish(run, to(path))
     assert path.read_bytes() == data
@@ -120,9 +122,6 @@ def test_a_full_disk_leaves_no_half_archive(tmp_path):
         "    assert 'File too large' in str(error), error\n"
         "    sys.exit(7)\n"
     )
-    import subprocess
-    import sys
-
     command = [sys.executable, "-c", code, str(run.path), str(tmp_path / "o" / "a.zip")]
     assert subprocess.run(command, check=False).returncode == 7
     assert list((tmp_path / "o").iterdir()) == []

@@ -23,12 +23,21 @@ class Pending:
         self._sha256 = file.sha256
 
     def find(self) -> str | None:
-        """Return the upload's id, if it is of this very content."""
+        """Return the id of an upload of this very content."""
+        upload, sha256 = self._read()
+        return upload if sha256 == self._sha256 else None
+
+    def stale(self) -> str | None:
+        """Return the id of an upload of what the file held before it was changed."""
+        upload, sha256 = self._read()
+        return upload if sha256 != self._sha256 else None
+
+    def _read(self) -> tuple[str | None, str | None]:
         try:
             note = json.loads(self._path.read_text(encoding="utf-8"))
-            return str(note["upload"]) if note["sha256"] == self._sha256 else None
+            return str(note["upload"]), str(note["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return None, None
 
     def keep(self, upload: str) -> None:
         """Write the upload's id down."""

@@ -118,18 +118,21 @@ class Hub:
     def failure(self, error: Exception) -> Failure | None:
         """Return what an exception of huggingface_hub, or of its client, means."""
         import httpx2
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-        cause = error.__cause__
-        if isinstance(error, RuntimeError) and isinstance(cause, Exception):
-            return self.failure(cause)  # one large file's, wrapped
+        if isinstance(error, RuntimeError):  # of one large file, wrapped; or Xet's own
+            cause = error.__cause__
+            known = self.failure(cause) if isinstance(cause, Exception) else None
+            return known or Failure(True, str(error))
+        if isinstance(error, OfflineModeIsEnabled):
+            return Failure(False, str(error), "unset HF_HUB_OFFLINE")
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
             said = error.server_message or error.response.reason_phrase
             return http_failure(status, f"HTTP {status}: {said}", FIX)
         if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):
             return Failure(True, f"{type(error).__name__}: {error}")
-        if isinstance(error, HFValidationError | ValueError):
+        if isinstance(error, ValueError | PermissionError):
             return Failure(False, str(error), FIX)
         return None
 

@@ -34,6 +34,8 @@ from loralab.publishing.store import (
 from loralab.registry import register
 
 MEBIBYTE = 1 << 20
+PASSING = ("RequestTimeout", "BadDigest", "XAmzContentChecksumMismatch")
+"""Codes of S3 that pass although their status is 400: lost or changed on the way."""
 FIX = (
     "look at bucket and permissions; credentials come from the environment: "
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a role"
@@ -200,6 +202,8 @@ class S3:
             except self._errors.ClientError as error:
                 if _status(error) != 404:
                     raise
+        if stale := pending.stale():  # its parts would be kept, and paid for
+            self._abort(file, stale)
         made = self._client.create_multipart_upload(
             **self._at(file),
             ChecksumAlgorithm="SHA256",
@@ -207,6 +211,13 @@ class S3:
         )
         pending.keep(made["UploadId"])
         return str(made["UploadId"]), {}
+
+    def _abort(self, file: File, upload: str) -> None:
+        try:
+            self._client.abort_multipart_upload(**self._at(file), UploadId=upload)
+        except self._errors.ClientError as error:
+            if _status(error) != 404:
+                raise
 
     def _listed(self, file: File, upload: str) -> dict[int, Any]:
         pages = self._client.get_paginator("list_parts").paginate(
@@ -220,6 +231,8 @@ class S3:
         if isinstance(error, errors.ClientError):
             said = error.response.get("Error", {})
             why = f"HTTP {_status(error)}: {said.get('Code')}: {said.get('Message')}"
+            if said.get("Code") in PASSING:
+                return Failure(True, why)
             return http_failure(_status(error), why, FIX)
         if isinstance(error, errors.HTTPClientError | errors.ConnectionError):
             return Failure(True, str(error))
