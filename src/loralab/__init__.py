@@ -15,6 +15,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 _HOME = {
     "COMMON_DATASETS": "loralab.data.common",
+    "CloudUploader": "loralab.publishing.publish",
     "ConfigError": "loralab.errors",
     "DataConfig": "loralab.config",
     "DataPreprocessor": "loralab.data.examples",
@@ -48,8 +49,10 @@ _HOME = {
     "load_base": "loralab.models.base",
     "load_rows": "loralab.data.rows",
     "plan": "loralab.training.plan",
+    "publish": "loralab.publishing.publish",
     "quantize": "loralab.export.artefact",
     "sweep": "loralab.experiments.sweep",
+    "target_config": "loralab.publishing.publish",
     "train": "loralab.training.train",
 }
 

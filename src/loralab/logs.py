@@ -22,23 +22,28 @@ from typing import TextIO
 
 LIBRARIES = ("transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 SHORTEST_SECRET = 8
-_SECRET_NAME = re.compile(r"(_TOKEN|_KEY|_SECRET|PASSWORD)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(_TOKEN|_KEY|_KEY_ID|_SECRET|PASSWORD)$", re.IGNORECASE)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 logger = logging.getLogger("loralab")
 libraries = logging.getLogger("loralab.libraries")
 
 
-def redact(text: str) -> str:
-    """Return `text` with the values of secret environment variables as ``***``.
+def secrets() -> dict[str, str]:
+    """Return the environment variables whose values are secrets.
 
-    A secret is a variable named ``*_TOKEN``, ``*_KEY``, ``*_SECRET`` or ``*PASSWORD``;
-    values below 8 characters are left, for they would hit ordinary words.
+    A secret is a variable named ``*_TOKEN``, ``*_KEY``, ``*_KEY_ID``, ``*_SECRET`` or
+    ``*PASSWORD``; values below 8 characters are left out, for they would hit ordinary
+    words.
     """
-    found = {v for k, v in os.environ.items() if _SECRET_NAME.search(k)}
-    for value in sorted(found, key=len, reverse=True):
-        if len(value) >= SHORTEST_SECRET:
-            text = text.replace(value, "***")
+    named = {k: v for k, v in os.environ.items() if _SECRET_NAME.search(k)}
+    return {k: v for k, v in named.items() if len(v) >= SHORTEST_SECRET}
+
+
+def redact(text: str) -> str:
+    """Return `text` with the values of `secrets` as ``***``."""
+    for value in sorted(set(secrets().values()), key=len, reverse=True):
+        text = text.replace(value, "***")
     return text
 
 

@@ -20,6 +20,7 @@ from loralab.cli import (
     methods,
     pipeline,
     plan,
+    publish,
     quantize,
     ranks,
     runs,
@@ -62,6 +63,8 @@ app.command("quantize")(quantize.quantize)
 app.command("pipeline")(pipeline.pipeline)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
+app.command("publish", cls=publish.PublishCommand)(publish.publish)
+app.command("unpack")(publish.unpack)
 app.add_typer(study.app, name="study")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")

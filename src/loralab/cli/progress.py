@@ -8,6 +8,7 @@ from typing import Any
 from rich.live import Live
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
@@ -214,6 +215,58 @@ class JobsProgress:
         done = self._total - self._left + self._ended
         table.add_row(f"{done} of {self._total} ended", "")
         return table
+
+
+class PublishProgress:
+    """What is published: the files, a bar of bytes on a terminal, the end."""
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def close(self) -> None:
+        """End the live bar."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Draw one event."""
+        getattr(self, f"_on_{event['event']}")(event)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def _on_publishing(self, event: dict[str, Any]) -> None:
+        files = event["files"]
+        total = sum(told["bytes"] for told in files.values())
+        for name, told in files.items():
+            self._print(f"{render.size(told['bytes']):>9}  {name}")
+        dry = "; nothing was sent (--dry-run)" if event["dry_run"] else ""
+        to = f"to {event['destination']}"
+        self._print(f"{render.size(total):>9}  in {len(files)} files {to}{dry}")
+        if event["forced"]:
+            self._print("WARNING: forced: no parity certificate that passed")
+        if self._console.is_terminal and not event["dry_run"]:
+            columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total, note="")
+
+    def _on_sending(self, event: dict[str, Any]) -> None:
+        if self._bar:
+            self._bar.update(self._task, advance=event["bytes"], note=event["name"])
+
+    def _on_retry(self, event: dict[str, Any]) -> None:
+        wait = f"again in {event['seconds']:.1f} s ({event['left']} attempts left)"
+        self._print(f"{event['why']}; {wait}")
+
+    def _on_published(self, event: dict[str, Any]) -> None:
+        self.close()
+        sent, there = len(event["sent"]), len(event["there"])
+        said = f"sent {sent}, {there} were there already; all verified at the target"
+        self._print(said)
 
 
 class RowsProgress:

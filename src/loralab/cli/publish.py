@@ -1,0 +1,113 @@
+"""`loralab publish` and `loralab unpack`: a run to a target, and an archive back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from loralab.cli.options import RunsDir
+
+if TYPE_CHECKING:
+    from loralab.publishing.publish import TargetConfig
+
+KIND = "publishing target"
+
+
+class PublishCommand(TyperCommand):
+    """Lists the targets and their keys, looked up when help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, the targets last."""
+        from loralab import registry
+
+        lines = []
+        for name in registry.names(KIND):
+            fields = registry.get(KIND, name).schema.model_fields
+            must = [f"{key}=…" for key, f in fields.items() if f.is_required()]
+            may = [
+                f"[{key}={'' if f.default is None else f.default}]"
+                for key, f in fields.items()
+                if not f.is_required()
+            ]
+            lines.append(f"{name}: {' '.join([*must, *may])}")
+        self.epilog = "\n\n".join(["Targets and their keys:", *lines])
+        super().format_help(ctx, formatter)
+
+
+def publish(
+    run: Annotated[str, typer.Argument(help="A run's path, id or name.")],
+    target: Annotated[str, typer.Argument(help="Where to: see below.")],
+    params: Annotated[
+        list[str] | None, typer.Argument(help="key=value of the target.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be sent; send nothing.")
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also an artefact without parity certificate."),
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Publish a finished run: files, model card, checksums; verified where it arrives.
+
+    A repeat sends only what is not there. Secrets come from the environment only:
+    HF_TOKEN, AWS_…, GOOGLE_APPLICATION_CREDENTIALS.
+    """
+    from loralab.cli import render
+    from loralab.cli.progress import PublishProgress
+    from loralab.publishing.publish import publish as send
+    from loralab.runs import find_run
+
+    config = _config(target, params or [])
+    progress = PublishProgress(render.console(stderr=json_output))
+    try:
+        receipt = send(
+            find_run(run, runs_dir),
+            config,
+            dry_run=dry_run,
+            force=force,
+            on_event=progress,
+        )
+    finally:
+        progress.close()
+    if json_output:
+        typer.echo(json.dumps(receipt))
+
+
+def _config(target: str, params: list[str]) -> TargetConfig:
+    from loralab.errors import ConfigError
+    from loralab.publishing.publish import target_config
+
+    given: dict[str, str] = {}
+    for text in params:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not key=value")
+        if key in given:
+            raise ConfigError(f"{key} is given twice")
+        given[key] = value
+    return target_config(target, given)
+
+
+def unpack(
+    archive: Annotated[Path, typer.Argument(help="What `publish RUN archive` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Take a published archive apart, after checking that it may be trusted to.
+
+    A path that leads out of the folder, a link, a name that stands twice, a wrong
+    checksum or size is refused, and nothing of it is kept.
+    """
+    from loralab.cli import render
+    from loralab.publishing.archive import extract
+
+    manifest = extract(archive, folder)
+    total = render.size(sum(entry.bytes for entry in manifest.files.values()))
+    said = f"{manifest.run}: {len(manifest.files)} files, {total}, checked, in {folder}"
+    render.console().print(said, markup=False, soft_wrap=True)
