@@ -386,3 +386,21 @@ def test_a_checkpoint_continues_bit_for_bit(folders, stop, tmp_path):
     ended = [dict(m.named_parameters()) for m in (whole, again)]
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
     assert realised_ranks(again) == realised_ranks(whole)
+
+
+def test_what_the_scale_is_divided_by_is_no_trained_parameter(folders):
+    config = ModelConfig(path=str(folders["bert"]), dtype="bf16", device="cpu")
+    base = load_base(config, "sequence-classification", LABELS)
+    model = attach(base, PEFTConfig(name="adalora", params=SMALL)).model
+    numbers = [p for n, p in model.named_parameters() if ".ranknum." in n]
+    assert numbers and not any(p.requires_grad for p in numbers)
+
+
+def test_peft_trains_what_the_scale_is_divided_by(folders):
+    """The reason for the guard: once this fails, PEFT has mended it."""
+    config = ModelConfig(path=str(folders["bert"]), dtype="bf16", device="cpu")
+    base = load_base(config, "sequence-classification", LABELS)
+    asked = AdaLoraConfig(init_r=3, target_r=2, total_step=10, target_modules=["query"])
+    model = get_peft_model(base.model, asked)
+    numbers = [p for n, p in model.named_parameters() if ".ranknum." in n]
+    assert numbers and all(p.requires_grad for p in numbers)
