@@ -11,6 +11,7 @@ from loralab.config.schema import (
     PEFTConfig,
     RankStrategyConfig,
     SourceConfig,
+    StorageConfig,
     TaskConfig,
     TrainingConfig,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "PEFTConfig",
     "RankStrategyConfig",
     "SourceConfig",
+    "StorageConfig",
     "TaskConfig",
     "TrainingConfig",
     "compose",
