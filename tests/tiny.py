@@ -187,12 +187,19 @@ SEQ2SEQ = ("t5", "flan-t5", "bart")
 ENCODERS = tuple(k for k in KINDS if k not in CAUSAL + SEQ2SEQ)
 
 
-def tiny(kind: str, folder: Path) -> Path:
-    """Write a tiny model of a kind, with its tokenizer, and return the folder."""
+def tiny(kind: str, folder: Path, **other: int) -> Path:
+    """Write a tiny model of a kind, with its tokenizer, and return the folder.
+
+    Args:
+        kind: A key of `KINDS`.
+        folder: To be made.
+        other: Sizes other than the kind's.
+    """
     import torch
     import transformers
 
     model_type, name, style, special, sizes = KINDS[kind]
+    sizes = {**sizes, **other}
     tokenizer = make_tokenizer(style, special)
     if kind in CAUSAL:
         tokenizer.chat_template = CHAT

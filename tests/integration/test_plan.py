@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from loralab import compose
-from loralab.models.base import load_base, weight_files
+from loralab.models.base import load_base
 from loralab.models.embedded import embedded_folder
-from loralab.models.empty import empty_base, weight_names
+from loralab.models.empty import empty_base
+from loralab.models.shape import weight_files, weight_names
 from loralab.training.plan import plan
 from tests.cli import loralab
 from tests.conftest import CLASSIFY, GENERATE

@@ -18,6 +18,7 @@ WORDS = {
     "merge": "be merged into the base's weights",
     "nf4": "stand on a 4-bit base",
     "int8": "stand on an 8-bit base",
+    "affine": "stand on a base of affine codes",
     "encoder": "adapt an encoder",
     "decoder": "adapt a language model",
     "vision": "adapt a vision transformer",
@@ -35,6 +36,7 @@ class Abilities:
         merge: Become part of the base's own weights, so that inference costs nothing.
         nf4: Stand on a base of 4 bits (bitsandbytes).
         int8: Stand on a base of 8 bits (bitsandbytes).
+        affine: Stand on a base of affine codes, of 4 or 8 bits.
         encoder: Adapt an encoder such as BERT.
         decoder: Adapt a language model.
         vision: Adapt a vision transformer.
@@ -46,6 +48,7 @@ class Abilities:
     merge: str = ""
     nf4: str = ""
     int8: str = ""
+    affine: str = "PEFT has no layer of this method for affine codes"
     encoder: str = ""
     decoder: str = ""
     vision: str = ""

@@ -21,7 +21,7 @@ from loralab.adapters.initialise import initialise, plain_difference
 from loralab.adapters.site import Site, site_of, wrap
 from loralab.config import PEFTConfig
 from loralab.errors import AdapterError
-from loralab.models.architecture import kind_of, quantized_as
+from loralab.models.architecture import kind_of, parameter_count, quantized_as
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
 from loralab.registry import Params
@@ -190,7 +190,7 @@ def account(
     return Attached(
         model=model,
         trainable=sum(p.numel() for p in trained),
-        total=sum(p.numel() for p in model.parameters()),
+        total=parameter_count(model),
         modules=dict(site.matched),
         scales=effective_scales(model),
         record=dict(record or {}),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loralab.config import TaskConfig
+from loralab.config import StorageConfig, TaskConfig
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
@@ -80,6 +80,7 @@ def save_adapter(
             "revision": loaded.revision,
             "fingerprint": loaded.fingerprint,
             "dtype": loaded.numerics.dtype,
+            "storage": told(loaded.storage),
         },
         "task": task.model_dump(mode="json"),
         "task_state": state,
@@ -87,6 +88,11 @@ def save_adapter(
     }
     text = json.dumps(note, indent=1)
     (folder / "loralab.json").write_text(text, encoding="utf-8")
+
+
+def told(storage: StorageConfig | None) -> dict[str, Any] | None:
+    """Return a base's storage as a note has it."""
+    return storage.model_dump(mode="json") if storage else None
 
 
 def read_note(folder: Path) -> dict[str, Any]:
@@ -111,11 +117,24 @@ def read_note(folder: Path) -> dict[str, Any]:
     return dict(note)
 
 
-def check_base(note: dict[str, Any], loaded: LoadedModel, folder: Path) -> None:
+def check_base(
+    note: dict[str, Any],
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    any_storage: bool = False,
+) -> None:
     """Refuse a base that the adapter was not trained on.
 
+    Args:
+        note: Of the adapter.
+        loaded: The base.
+        folder: The adapter's, for the error.
+        any_storage: Whether the same base may be stored otherwise, as a caller who
+            chose the storage wants it.
+
     Raises:
-        AdapterError: the fingerprints differ.
+        AdapterError: the fingerprints differ, or the storage does.
     """
     trained_on = note["base"]
     if trained_on["fingerprint"] != loaded.fingerprint:
@@ -125,6 +144,17 @@ def check_base(note: dict[str, Any], loaded: LoadedModel, folder: Path) -> None:
             where=str(folder),
             why="an adapter is a difference to the very weights it was trained on",
             fix="load that base",
+        )
+    trained, found = trained_on.get("storage"), told(loaded.storage)
+    if trained != found and not any_storage:
+        words = [s["name"] if s else "float" for s in (trained, found)]
+        if words[0] == words[1]:
+            words = [f"{s['name']} {s['params']}" for s in (trained, found) if s]
+        raise AdapterError(
+            f"trained on a base stored as {words[0]}, and this one is {words[1]}",
+            where=str(folder),
+            why="an adapter is a difference to the very weights it was trained on",
+            fix="load the base as it was, or name model.storage yourself",
         )
 
 

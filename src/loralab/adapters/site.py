@@ -131,6 +131,9 @@ def wrap(site: Site, config: Any) -> Any:
     config.task_type = HEADS[loaded.head].task_type
     config.revision = loaded.revision
     config.modules_to_save = list(site.modules_to_save) or None
+    from loralab.adapters.beside import register
+
+    register(loaded.model, config)
     try:
         with quiet_libraries():
             model = get_peft_model(loaded.model, config)

@@ -318,6 +318,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     return [
         f"rows     {rows}" + (f" ({'; '.join(dropped)})" if dropped else ""),
         f"compute  {plan['dtype']} on {plan['device']}: {plan['dtype_reason']}",
+        *([f"storage  {plan['storage']}"] if plan.get("storage") else []),
         *(f"adapter  {line}" for line in adapter),
         *([f"targets  {targets}"] if targets else []),
         f"cost     {cost}; {100 * plan['padded_share']:.1f} % of positions are "

@@ -74,11 +74,8 @@ class PEFTConfig(Named):
     name: str = "lora"
 
 
-class RankStrategyConfig(Named):
-    """How ranks are allocated; a bare name will do, and `_` for `-` in it."""
-
-    kind = "rank strategy"
-    name: str = "uniform"
+class _Bare(Named):
+    """A bare name will do, and `_` for `-` in it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,26 +88,17 @@ class RankStrategyConfig(Named):
         return name.replace("_", "-") if isinstance(name, str) else name
 
 
-class StorageConfig(Named):
-    """How weights are stored; a bare name will do."""
+class RankStrategyConfig(_Bare):
+    """How ranks are allocated; a bare name will do, and `_` for `-` in it."""
 
-    kind = "storage format"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    kind = "rank strategy"
+    name: str = "uniform"
 
 
-class RouteConfig(Named):
+class RouteConfig(_Bare):
     """How an adapter gets into stored weights; a bare name will do."""
 
     kind = "route"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
 
 class MetricConfig(Named):
@@ -122,6 +110,12 @@ class MetricConfig(Named):
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+class StorageConfig(_Bare):
+    """How weights are stored; a bare name will do, and `_` for `-` in it."""
+
+    kind = "storage format"
 
 
 class ModelConfig(Strict):
@@ -148,6 +142,28 @@ class ModelConfig(Strict):
     attn_implementation: Literal["best", "sdpa", "eager"] = Field(
         "best", description="`best` is sdpa where the class has it, else eager"
     )
+    storage: StorageConfig | None = Field(
+        None,
+        description="quantize the base's linear modules as they are loaded, and train "
+        "on that (QLoRA): nf4, nf4-dq, int8, affine-int4, affine-int8; null is float",
+    )
+
+    @field_validator("storage")
+    @classmethod
+    def _can_be_trained_on(cls, storage: StorageConfig | None) -> StorageConfig | None:
+        kind = StorageConfig.kind
+        if storage and not registry.get(kind, storage.name).facts.get("trains"):
+            able = [
+                name
+                for name in registry.names(kind)
+                if registry.get(kind, name).facts.get("trains")
+            ]
+            raise PydanticCustomError(
+                "loralab",
+                "{n} is not trained on; choose from {a}, or null",
+                {"n": storage.name, "a": ", ".join(able)},
+            )
+        return storage
 
     @model_validator(mode="after")
     def _one_way_to_place(self) -> ModelConfig:
@@ -341,6 +357,8 @@ class ExperimentConfig(Strict):
     def hash(self) -> str:
         """Ten hex digits of the sha256 of everything but the name."""
         content = self.model_dump(mode="json", exclude={"name"})
+        if content["model"]["storage"] is None:  # as before there was this key
+            del content["model"]["storage"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -46,7 +46,7 @@ class LoadedAdapter(Loaded):
     folder: Path
 
 
-def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
+def load_adapter(run: Run, **model_changes: Any) -> LoadedAdapter:
     """Load the adapter of a run.
 
     The seed is that of training, so the base's untrained head is the one that training
@@ -55,6 +55,7 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     Args:
         run: A finished run.
         model_changes: Fields of `ModelConfig` to load with, such as ``dtype="fp32"``.
+            ``storage`` among them puts the adapter on a base stored otherwise.
 
     Raises:
         RunError: no adapter yet.
@@ -69,7 +70,7 @@ def load_adapter(run: Run, **model_changes: str) -> LoadedAdapter:
     wanted: dict[str, Any] = {"revision": note["base"]["revision"], **model_changes}
     model_config = ModelConfig(**{**config.model.model_dump(), **wanted})
     base = load_base(model_config, task.head, note["task_state"].get("labels", ()))
-    check_base(note, base, folder)
+    check_base(note, base, folder, any_storage="storage" in model_changes)
     base.processor = load_processor(folder)
     task.prepare(base.processor)
     check_template(note, base.processor, folder)

@@ -208,10 +208,25 @@ def kind_of(facts: Facts) -> str:
 
 
 def quantized_as(model: Any) -> str | None:
-    """Return ``nf4`` or ``int8`` if a model has such linear modules (bitsandbytes)."""
-    formats = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
+    """Return ``nf4``, ``int8`` or ``affine`` if a model has such linear modules."""
+    formats = {
+        "Linear4bit": "nf4", "Linear8bitLt": "int8", "AffineLinear": "affine",
+    }  # fmt: skip
     found = {formats.get(type(module).__name__) for module in model.modules()}
     return next((name for name in formats.values() if name in found), None)
+
+
+def parameter_count(model: Any) -> int:
+    """Return all parameters; of a quantized weight its values, not its codes."""
+    total: int = sum(p.numel() for p in model.parameters())
+    packed = ("Linear4bit", "Linear8bitLt", "AffineLinear")
+    for module in model.modules():
+        own = module._parameters.get("weight")
+        # PEFT's layers around them have the same names, and no weight
+        if type(module).__name__ in packed and (own is not None or module._buffers):
+            total += module.in_features * module.out_features
+            total -= 0 if own is None else own.numel()
+    return total
 
 
 def norm_names(model: Any, new_modules: Sequence[str] = ()) -> list[str]:

@@ -10,21 +10,25 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from loralab.config import ModelConfig
+from loralab.config import ModelConfig, StorageConfig
 from loralab.errors import ModelError
 from loralab.models.architecture import Facts, facts_of
 from loralab.models.embedded import check_folder, embedded_folder
 from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics, choose_numerics, use_tf32
 from loralab.models.quiet import quiet_libraries
+from loralab.models.shape import (
+    COPIES,
+    attention_of,
+    head_settings,
+    put_probe,
+    weight_files,
+)
+from loralab.models.stored import Storage, storage_of
 from loralab.runs.files import sha256_file
-
-COPIES = "consolidated*"
-"""Weights that stand beside transformers' own in another layout (Mistral)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class LoadedModel:
         path: As configured: ``embedded:minilm``, ``./folder`` or ``org/name``.
         revision: The hub's commit, or None.
         fingerprint: sha256 over the weights' files and the configuration.
+        storage: How its linear modules are quantized; None is float.
     """
 
     model: Any
@@ -67,6 +72,7 @@ class LoadedModel:
     path: str
     revision: str | None
     fingerprint: str
+    storage: StorageConfig | None = None
 
 
 def resolve_source(config: ModelConfig, weights: bool = True) -> Source:
@@ -128,12 +134,6 @@ def _from_hub(path: str, revision: str | None, weights: bool) -> Source:
     return Source(str(folder), folder.name, folder)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the weights' files of a model folder, sorted by name."""
-    found = sorted(folder.glob("*.safetensors"))
-    return [file for file in found if not fnmatch(file.name, COPIES)]
-
-
 def fingerprint_of(folder: Path) -> str:
     """Return the sha256 over a model folder's configuration and weights."""
     digest = hashlib.sha256()
@@ -179,26 +179,29 @@ def load_base(
     """Load a base model for a task.
 
     Args:
-        config: Path, revision, dtype, device.
+        config: Path, revision, dtype, device, storage.
         head: A key of `loralab.models.forward.HEADS`.
         labels: Class names, for a classification head.
 
     Returns:
-        The model in evaluation mode; base weights in the chosen dtype, a new head in
-        fp32, initialised from torch's present seed.
+        The model in evaluation mode; base weights in the chosen dtype or quantized, a
+        new head in fp32, initialised from torch's present seed.
 
     Raises:
         ModelError: not found, unsafe, broken, or without weights that the task needs.
+        QuantizationError: it cannot be quantized so.
     """
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config)
     _check_folder(source.folder, config.path)
     processor = load_tokenizer(source, config.path)
-    model, new = _load_model(config, source, numerics, head, labels)
+    load_from = source.load_from
+    storage = storage_of(config, source.folder, load_from, numerics, head, labels)
+    model, new = _load_model(config, source, numerics, head, labels, storage)
+    facts = storage.finish(model) if storage else facts_of(model, new)
     if head == "sequence-classification":
         # a decoder is read at the last token that is no padding
         model.config.pad_token_id = processor.pad_token_id
-    facts = facts_of(model, new)
     if len(processor) > facts.vocabulary:
         raise ModelError(
             f"the tokenizer has {len(processor):,} tokens, the model embeds "
@@ -216,6 +219,7 @@ def load_base(
         path=config.path,
         revision=source.revision,
         fingerprint=fingerprint_of(source.folder),
+        storage=config.storage,
     )
 
 
@@ -266,62 +270,61 @@ def load_tokenizer(source: Source, path: str) -> Any:
     return tokenizer
 
 
-def attention_of(config: ModelConfig) -> str | None:
-    """Return what transformers takes: None is its rule for ``best``."""
-    wanted = config.attn_implementation
-    return None if wanted == "best" else wanted
-
-
-def head_settings(head: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Return what a model's configuration must know of its classes."""
-    if not labels or head == "feature-extraction":  # the encoder has no head of its own
-        return {}
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "num_labels": len(labels),
-    }
-
-
 def _load_model(
     config: ModelConfig,
     source: Source,
     numerics: Numerics,
     head: str,
     labels: Sequence[str],
+    storage: Storage | None,
 ) -> tuple[Any, tuple[str, ...]]:
-    import transformers
-
+    """Return the model with the head of a task, and the modules that are new."""
     if numerics.device == "cuda":
         use_tf32()
-    try:
-        with quiet_libraries():
-            model, info = getattr(transformers, HEADS[head].auto_class).from_pretrained(
-                source.load_from,
-                dtype=numerics.torch_dtype,
-                attn_implementation=attention_of(config),
-                device_map=config.device_map,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **head_settings(head, labels),
-            )
-    except Exception as error:  # corrupt files surface as many unrelated kinds
-        first = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"cannot be loaded for {head}", where=config.path, why=first
-        ) from None
+    settings: dict[str, Any] = {
+        "dtype": numerics.torch_dtype,
+        "attn_implementation": attention_of(config),
+        "device_map": config.device_map,
+        **head_settings(head, labels),
+    }
+    reading = storage.reading() if storage else {}
+    if reading:  # without a map it would take the first GPU there is
+        settings |= {"device_map": config.device_map or {"": numerics.device}}
+    model, missing = _read(source, head, settings | reading, config.path)
     if head == "feature-extraction":
-        new = _add_probe(model, info["missing_keys"], len(labels), config.path)
+        new = _add_probe(model, missing, len(labels), config.path)
     else:
-        new = _new_modules(info["missing_keys"], head, config.path)
+        new = _new_modules(missing, head, config.path)
         _only_head_is_new(model, new, config.path)
     for name in new:
         model.get_submodule(name).float()
     model.config.use_cache = False
-    if config.device_map is None:  # else accelerate has spread it over devices
+    if settings["device_map"] is None:  # else it has its place
         model.to(numerics.device)
     return model.eval(), new
+
+
+def _read(
+    source: Source, head: str, settings: dict[str, Any], path: str
+) -> tuple[Any, Sequence[str]]:
+    """Return transformers' model, and the names of the weights that no file has."""
+    import transformers
+
+    try:
+        with quiet_libraries():
+            model, info = getattr(transformers, HEADS[head].auto_class).from_pretrained(
+                source.load_from,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **settings,
+            )
+    except Exception as error:  # corrupt files surface as many unrelated kinds
+        first = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"cannot be loaded for {head}", where=path, why=first
+        ) from None
+    return model, info["missing_keys"]
 
 
 def _add_probe(
@@ -332,16 +335,8 @@ def _add_probe(
     if body:
         raise _random_body(body, path)
     put_probe(model, classes)
+    model.probe.to(model.device)
     return ("probe",)
-
-
-def put_probe(model: Any, classes: int) -> None:
-    """Add a linear layer ``probe``, and take off a pooler that nothing reads."""
-    from torch import nn
-
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    model.probe = nn.Linear(model.config.get_text_config().hidden_size, classes)
 
 
 def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...]:

@@ -6,27 +6,14 @@ no memory, and `loralab.adapters.attach` works on it as on a loaded one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from loralab.config import ModelConfig
-from loralab.errors import ModelError
 from loralab.models.architecture import facts_of
-from loralab.models.base import (
-    LoadedModel,
-    Source,
-    attention_of,
-    head_settings,
-    load_tokenizer,
-    put_probe,
-    resolve_source,
-    weight_files,
-)
-from loralab.models.forward import HEADS
-from loralab.models.numerics import Numerics, choose_numerics
-from loralab.models.quiet import quiet_libraries
+from loralab.models.base import LoadedModel, load_tokenizer, resolve_source
+from loralab.models.numerics import choose_numerics
+from loralab.models.shape import build_shape, new_modules_of
+from loralab.models.stored import storage_of
 
 
 def empty_base(
@@ -39,7 +26,7 @@ def empty_base(
     """Return a base model on the meta device; its weights are not read.
 
     Args:
-        config: Path, revision, dtype, device.
+        config: Path, revision, dtype, device, storage.
         head: A key of `loralab.models.forward.HEADS`.
         labels: Class names, for a classification head.
         layers: Build only so many layers.
@@ -50,8 +37,13 @@ def empty_base(
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config, weights=False)
     processor = load_tokenizer(source, config.path)
-    model = _build(config, source, numerics, head, labels, layers)
-    new = _new_modules(model, head, source.folder)
+    load_from = source.load_from
+    model = build_shape(config, load_from, numerics, head, labels, layers)
+    new = new_modules_of(model, head, source.folder)
+    storage = storage_of(
+        config, source.folder, load_from, numerics, head, labels, layers
+    )
+    facts = storage.finish(model) if storage else facts_of(model, new)
     for name in new:
         model.get_submodule(name).float()
     model.config.use_cache = False
@@ -60,85 +52,11 @@ def empty_base(
         model=model,
         processor=processor,
         head=head,
-        facts=facts_of(model, new),
+        facts=facts,
         numerics=numerics,
         new_modules=new,
         path=config.path,
         revision=source.revision,
         fingerprint="",
+        storage=config.storage,
     )
-
-
-def _build(
-    config: ModelConfig,
-    source: Source,
-    numerics: Numerics,
-    head: str,
-    labels: Sequence[str],
-    layers: int | None,
-) -> Any:
-    """Return transformers' model on the meta device."""
-    import torch
-    import transformers
-
-    try:
-        with quiet_libraries():
-            shape = transformers.AutoConfig.from_pretrained(
-                source.load_from,
-                trust_remote_code=False,
-                **head_settings(head, labels),
-            )
-            if layers is not None:
-                cut_layers(shape, layers)
-            with torch.device("meta"):
-                model = getattr(transformers, HEADS[head].auto_class).from_config(
-                    shape,
-                    dtype=numerics.torch_dtype,
-                    attn_implementation=attention_of(config),
-                )
-                if head == "feature-extraction":
-                    put_probe(model, len(labels))
-    except ValueError as error:
-        raise ModelError(
-            f"cannot be built for {head}",
-            where=config.path,
-            why=str(error).strip().split("\n")[0],
-        ) from None
-    return model
-
-
-def cut_layers(shape: Any, layers: int) -> None:
-    """Let a transformers configuration have only so many layers."""
-    shape.num_hidden_layers = layers
-    if getattr(shape, "num_decoder_layers", None):
-        shape.num_decoder_layers = layers
-    for name in ("layer_types", "mlp_layer_types"):
-        if getattr(shape, name, None):
-            setattr(shape, name, getattr(shape, name)[:layers])
-
-
-def weight_names(folder: Path) -> set[str]:
-    """Return the tensors' names of a folder's safetensors files, from their headers."""
-    found: set[str] = set()
-    for file in weight_files(folder):
-        with file.open("rb") as handle:
-            size = int.from_bytes(handle.read(8), "little")
-            found |= set(json.loads(handle.read(size)))
-    return found - {"__metadata__"}
-
-
-def _new_modules(model: Any, head: str, folder: Path) -> tuple[str, ...]:
-    """Return the modules of the head whose weights are in no file."""
-    if head == "feature-extraction":
-        return ("probe",)
-    if not HEADS[head].may_be_new:
-        return ()
-    stored = weight_names(folder)
-    prefix = f"{model.base_model_prefix}."
-    outside = [
-        name
-        for name, _ in model.named_parameters()
-        if not name.startswith(prefix) or (stored and ".pooler." in f".{name}")
-    ]
-    new = {n for n in outside if not {n, n.removeprefix(prefix)} & stored}
-    return tuple(sorted({name.rpartition(".")[0] for name in new}))

@@ -215,10 +215,13 @@ def _check_untied(model: nn.Module, wanted: dict[str, torch.Tensor]) -> None:
             )
 
 
-def _wanted(
-    model: nn.Module, names: Sequence[str], bits: int, group: int
-) -> dict[str, torch.Tensor]:
-    """Return the float weight of each name, after every check."""
+def float_matrices(model: nn.Module, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return the float weight (O × I) of each named linear module.
+
+    Raises:
+        QuantizationError: no such module, one named twice, another kind of module, or a
+            tied weight.
+    """
     modules = dict(model.named_modules())
     wanted = {}
     for name in names:
@@ -227,7 +230,6 @@ def _wanted(
                 f"the model has no module {name!r}", fix=nearest(name, modules)
             )
         wanted[name] = float_weight(modules[name], name)
-        check_format(wanted[name].shape[1], bits, group, name)
     if len(wanted) < len(names):
         raise QuantizationError("a module is named twice", where=", ".join(names))
     _check_untied(model, wanted)
@@ -240,6 +242,7 @@ def quantize_modules(
     bits: int,
     group: int = 32,
     clipping: str = "minmax",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Quantized]:
     """Replace linear modules of a model by `AffineLinear`, in place.
 
@@ -252,6 +255,7 @@ def quantize_modules(
         bits: 2, 3, 4 or 8.
         group: Inputs that share a scale and a zero.
         clipping: ``minmax`` or ``mse``.
+        dtype: Of scales and zeros.
 
     Returns:
         Name -> what became of it, one for each name.
@@ -260,13 +264,15 @@ def quantize_modules(
         QuantizationError: no such module, one named twice, another kind of module, a
             tied weight, or a format that cannot hold one.
     """
-    wanted = _wanted(model, names, bits, group)
+    wanted = float_matrices(model, names)
+    for name, weight in wanted.items():
+        check_format(weight.shape[1], bits, group, name)
     report = {}
     for name in list(wanted):
         weight = wanted.pop(name).detach()
         parent, _, leaf = name.rpartition(".")
         made = AffineLinear.from_linear(
-            model.get_submodule(name), bits, group, clipping
+            model.get_submodule(name), bits, group, clipping, dtype
         )
         lost = torch.linalg.vector_norm(weight - made.weight)
         whole = torch.linalg.vector_norm(weight)

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from loralab.adapters.attach import own_path
-from loralab.config import ExperimentConfig
+from loralab.config import ExperimentConfig, StorageConfig
 from loralab.data.batching import (
     epoch_order,
     evaluation_order,
@@ -26,16 +26,14 @@ from loralab.data.batching import (
 )
 from loralab.data.examples import Examples
 from loralab.errors import LoralabError, TrainingError
-from loralab.models.base import resolve_source, weight_files
+from loralab.models.base import resolve_source
+from loralab.models.shape import weight_files
+from loralab.models.stored import format_facts
 from loralab.training.prepare import Prepared, plan_of, prepare
 from loralab.training.rehearsal import Batches, Rehearsal, rehearse
 from loralab.training.timing import Rates, measure_rates
 
 Tell = Callable[[str], None]
-
-FOUR_BIT = 4.127 / 16
-"""NF4 with double quantization: bits a weight, against 16 (Dettmers et al. 2023)."""
-
 
 KERNELS = 77_000_000
 """Bytes of the compiled kernels that a CPU keeps, 128 at about 0.6 MB: one a shape, and
@@ -190,7 +188,7 @@ def predict_memory(prepared: Prepared) -> tuple[Memory, Rehearsal]:
     )
     if base.numerics.device == "cuda":
         return _on_gpu(found), found
-    stored = _stored_bytes(prepared.config)
+    stored = _stored_bytes(prepared)
     available = process + psutil.virtual_memory().available
     return Memory(
         process,
@@ -208,10 +206,18 @@ def _on_gpu(found: Rehearsal) -> Memory:
     return Memory(0, found.weights, found.training, found.evaluation, free)
 
 
-def _stored_bytes(config: ExperimentConfig) -> int:
-    """Return the size of the weights' files; they are mapped while they are read."""
-    folder = resolve_source(config.model, weights=False).folder
-    return sum(file.stat().st_size for file in weight_files(folder))
+def _stored_bytes(prepared: Prepared) -> int:
+    """Return what is held beside the base while it is loaded.
+
+    The weights' files, which are mapped while they are read; and a format that cannot
+    quantize while it reads has the whole base in float first.
+    """
+    base = prepared.base
+    folder = resolve_source(prepared.config.model, weights=False).folder
+    files = sum(file.stat().st_size for file in weight_files(folder))
+    if base.storage and "reading" not in format_facts(base.storage):
+        files += base.facts.parameters * base.numerics.torch_dtype.itemsize
+    return files
 
 
 def _heaviest(examples: Examples, order: list[list[int]]) -> Batches:
@@ -248,26 +254,21 @@ def remedies(config: ExperimentConfig, tell: Tell = lambda _: None) -> list[Reme
         config: An experiment that does not fit, or has run out of memory.
         tell: Told what is being tried.
     """
-    found: list[Remedy] = []
+    found = []
     for change, tried in _candidates(config):
         tell(f"trying {change}")
         try:
-            memory, rehearsal = predict_memory(prepare(tried, weights=False))
-        except LoralabError:  # such a length leaves no row
+            memory, _ = predict_memory(prepare(tried, weights=False))
+        except LoralabError:  # such a length leaves no row, or a library is missing
             continue
         found.append(Remedy(change, memory.peak, memory.fits))
-    if found:
-        saved = int(rehearsal.weights * (1 - FOUR_BIT))
-        words = "the last one with a 4-bit base (not in this release)"
-        peak = memory.peak - saved
-        found.append(Remedy(words, peak, peak < memory.available))
     return found
 
 
 def _candidates(
     config: ExperimentConfig,
 ) -> list[tuple[str, ExperimentConfig]]:
-    """Return smaller batches, activation checkpointing, shorter rows, and all of it."""
+    """Return ways to need less: each alone, all of them, and those on a 4-bit base."""
     batch = config.training.per_device_train_batch_size
     steps = config.training.gradient_accumulation_steps
     found = []
@@ -293,7 +294,12 @@ def _candidates(
             found.append((text, _changed(config, "task", params=params)))
             last = _changed(smallest[1], "task", params=params)
             smallest = (f"{smallest[0]} {text}".strip(), last)
-    return [*found, smallest] if smallest[0] not in dict(found) else found
+    if smallest[0] not in dict(found):
+        found.append(smallest)
+    if config.model.storage is None:
+        stored = _changed(smallest[1], "model", storage=StorageConfig(name="nf4-dq"))
+        found.append((f"{smallest[0]} model.storage=nf4-dq".strip(), stored))
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

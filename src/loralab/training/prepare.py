@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loralab import registry
-from loralab.adapters.abilities import require
+from loralab.adapters.abilities import OTHERS, require
 from loralab.adapters.attach import Attached, attach
 from loralab.adapters.calibration import Batches, calibrates
 from loralab.adapters.ranks_config import CalibrationConfig
@@ -28,6 +28,7 @@ from loralab.models.base import LoadedModel, load_base
 from loralab.models.empty import empty_base
 from loralab.models.numerics import seed_everything
 from loralab.models.packing import check_packing
+from loralab.models.stored import format_facts
 from loralab.training.callbacks._life import check_callbacks
 from loralab.training.drivers import driver_of
 from loralab.training.optimizers import check_optimizer
@@ -157,6 +158,10 @@ def _check(config: ExperimentConfig, weights: bool) -> None:
     if config.training.gradient_checkpointing:
         key = "training.gradient_checkpointing"
         require(config.peft, "checkpointing", key, f"set {key}=false")
+    if stored := config.model.storage:
+        able = format_facts(stored)["ability"]
+        fix = f"set model.storage=null; {OTHERS}"
+        require(config.peft, able, "model.storage", fix)
     if driver := driver_of(config.peft):
         driver.check(config)
     if weights:  # a plan needs no tracker
@@ -180,6 +185,19 @@ def _adapter_lines(attached: Attached) -> list[str]:
             f"{init['hash_before']} -> {init['hash_after']}"
         )
     return found
+
+
+def _storage_line(base: LoadedModel) -> str | None:
+    """Return what is to be told of a quantized base."""
+    if base.storage is None:
+        return None
+    line = f"{base.storage.name}: {len(base.facts.linear)} linear modules quantized"
+    if base.numerics.device == "cpu":
+        line += (
+            "; trains slower than float on a CPU, which makes the weights anew in the "
+            "forward and in the backward pass"
+        )
+    return line
 
 
 def plan_of(prepared: Prepared) -> dict[str, Any]:
@@ -211,6 +229,7 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
         "dtype": numerics.dtype,
         "device": numerics.device,
         "dtype_reason": numerics.reason,
+        "storage": _storage_line(prepared.base),
         "rows": prepared.rows.sizes(),
         "rows_report": report_lines(
             prepared.rows.report, prepared.config.data.duplicates

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loralab.adapters.files import load_weights, save_adapter
+from loralab.adapters.files import load_weights, save_adapter, told
 from loralab.config import ExperimentConfig
 from loralab.config.arguments import to_training_arguments
 from loralab.data.examples import get_preprocessor
@@ -236,6 +236,7 @@ def _describe(
             "path": base.path,
             "revision": base.revision,
             "fingerprint": base.fingerprint,
+            "storage": told(base.storage),
             **{k: v for k, v in asdict(base.facts).items() if k != "linear"},
         },
         numerics=asdict(base.numerics),

@@ -12,12 +12,14 @@ from loralab.adapters.methods._common import NO_ADAPTER
 from loralab.adapters.site import Site
 from loralab.registry import Params, register
 
+ROUNDED = "bitsandbytes casts the biases of its layers to the dtype it computes in"
+
 
 @register(
     "PEFT method",
     "bitfit",
     Params,
-    able=Abilities(vllm=NO_ADAPTER),
+    able=Abilities(nf4=ROUNDED, int8=ROUNDED, affine="", vllm=NO_ADAPTER),
     over="biases",
     native=True,
 )

@@ -12,7 +12,7 @@ from loralab.adapters.methods._common import NO_ADAPTER, OWN_WEIGHTS
 from loralab.adapters.site import Site
 from loralab.registry import Params, register
 
-ABLE = Abilities(nf4=OWN_WEIGHTS, int8=OWN_WEIGHTS, vllm=NO_ADAPTER)
+ABLE = Abilities(nf4=OWN_WEIGHTS, int8=OWN_WEIGHTS, affine=OWN_WEIGHTS, vllm=NO_ADAPTER)
 
 
 @register("PEFT method", "full", Params, able=ABLE, over="nothing", native=True)

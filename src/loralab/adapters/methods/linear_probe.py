@@ -13,7 +13,9 @@ from loralab.adapters.site import Site
 from loralab.errors import AdapterError
 from loralab.registry import Params, register
 
-ABLE = Abilities(decoder="a language model's head is no new one", vllm=NO_ADAPTER)
+ABLE = Abilities(
+    affine="", decoder="a language model's head is no new one", vllm=NO_ADAPTER
+)
 
 
 @register("PEFT method", "linear-probe", Params, able=ABLE, over="nothing", native=True)

@@ -12,7 +12,7 @@ from loralab.adapters.site import Site, wrap
 from loralab.registry import Params, register
 
 
-@register("PEFT method", "ln-tuning", Params, able=Abilities(), over="norms")
+@register("PEFT method", "ln-tuning", Params, able=Abilities(affine=""), over="norms")
 def ln_tuning(params: Params, site: Site) -> Any:
     """Return the base with a trained copy of every normalisation layer."""
     from peft import LNTuningConfig

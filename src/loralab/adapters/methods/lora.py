@@ -98,7 +98,7 @@ class LoraParams(TargetParams):
             found["vllm"] = "vLLM serves no DoRA"
         if self.init in ("pissa", "olora", "corda", "loftq", "lora-ga"):
             reason = f"init={self.init} rewrites the base's float weights"
-            found |= {"nf4": reason, "int8": reason}
+            found |= {"nf4": reason, "int8": reason, "affine": reason}
         if self.dora:
             found["int8"] = (
                 "bitsandbytes loses its scales once DoRA has read the weights"
@@ -122,7 +122,7 @@ VARIANTS = (
     "PEFT method",
     "lora",
     LoraParams,
-    able=Abilities(vllm=""),
+    able=Abilities(affine="", vllm=""),
     variants=VARIANTS,
     driver="loralab.training.schedule",
 )

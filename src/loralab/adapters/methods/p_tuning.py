@@ -19,7 +19,7 @@ from loralab.adapters.methods._common import (
 from loralab.adapters.site import Site, wrap
 from loralab.registry import Params, register
 
-ABLE = Abilities(merge=NOT_LINEAR, vision=NO_PATCHES, packing=NO_PACKING)
+ABLE = Abilities(affine="", merge=NOT_LINEAR, vision=NO_PATCHES, packing=NO_PACKING)
 
 
 class PTuningParams(Params):

@@ -15,6 +15,7 @@ from loralab.adapters.site import Site, wrap
 from loralab.registry import Params, register
 
 ABLE = Abilities(
+    affine="",
     merge=NOT_LINEAR,
     encoder="transformers' encoders read no past keys and values",
     vision="transformers' vision models read no past keys and values",

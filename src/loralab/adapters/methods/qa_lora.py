@@ -77,6 +77,7 @@ def from_plain(params: QALoraParams) -> Callable[[dict[str, Any]], dict[str, Any
 
 ABLE = Abilities(
     nf4="it quantizes the float base itself",
+    affine="it quantizes the float base itself",
     int8="it quantizes the float base itself",
     vllm="its plain LoRA belongs on the base as it was quantized here",
 )

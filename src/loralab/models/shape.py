@@ -1,0 +1,137 @@
+"""The shape of a base model: what can be known of it without reading its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from loralab.config import ModelConfig
+from loralab.errors import ModelError
+from loralab.models.forward import HEADS
+from loralab.models.numerics import Numerics
+from loralab.models.quiet import quiet_libraries
+
+COPIES = "consolidated*"
+"""Weights that stand beside transformers' own in another layout (Mistral)."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weights' files of a model folder, sorted by name."""
+    found = sorted(folder.glob("*.safetensors"))
+    return [file for file in found if not fnmatch(file.name, COPIES)]
+
+
+def attention_of(config: ModelConfig) -> str | None:
+    """Return what transformers takes: None is its rule for ``best``."""
+    wanted = config.attn_implementation
+    return None if wanted == "best" else wanted
+
+
+def head_settings(head: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Return what a model's configuration must know of its classes."""
+    if not labels or head == "feature-extraction":  # the encoder has no head of its own
+        return {}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "num_labels": len(labels),
+    }
+
+
+def put_probe(model: Any, classes: int) -> None:
+    """Add a linear layer ``probe``, and take off a pooler that nothing reads."""
+    from torch import nn
+
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    model.probe = nn.Linear(model.config.get_text_config().hidden_size, classes)
+
+
+def build_shape(
+    config: ModelConfig,
+    load_from: str,
+    numerics: Numerics,
+    head: str,
+    labels: Sequence[str],
+    layers: int | None = None,
+) -> Any:
+    """Return transformers' model on the meta device.
+
+    Args:
+        config: Of the base.
+        load_from: What `from_pretrained` takes.
+        numerics: The dtype.
+        head: A key of `loralab.models.forward.HEADS`.
+        labels: Class names, for a classification head.
+        layers: Build only so many layers.
+
+    Raises:
+        ModelError: not known to transformers.
+    """
+    import torch
+    import transformers
+
+    try:
+        with quiet_libraries():
+            shape = transformers.AutoConfig.from_pretrained(
+                load_from,
+                trust_remote_code=False,
+                **head_settings(head, labels),
+            )
+            if layers is not None:
+                cut_layers(shape, layers)
+            with torch.device("meta"):
+                model = getattr(transformers, HEADS[head].auto_class).from_config(
+                    shape,
+                    dtype=numerics.torch_dtype,
+                    attn_implementation=attention_of(config),
+                )
+                if head == "feature-extraction":
+                    put_probe(model, len(labels))
+    except ValueError as error:
+        raise ModelError(
+            f"cannot be built for {head}",
+            where=config.path,
+            why=str(error).strip().split("\n")[0],
+        ) from None
+    return model
+
+
+def cut_layers(shape: Any, layers: int) -> None:
+    """Let a transformers configuration have only so many layers."""
+    shape.num_hidden_layers = layers
+    if getattr(shape, "num_decoder_layers", None):
+        shape.num_decoder_layers = layers
+    for name in ("layer_types", "mlp_layer_types"):
+        if getattr(shape, name, None):
+            setattr(shape, name, getattr(shape, name)[:layers])
+
+
+def weight_names(folder: Path) -> set[str]:
+    """Return the tensors' names of a folder's safetensors files, from their headers."""
+    found: set[str] = set()
+    for file in weight_files(folder):
+        with file.open("rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            found |= set(json.loads(handle.read(size)))
+    return found - {"__metadata__"}
+
+
+def new_modules_of(model: Any, head: str, folder: Path) -> tuple[str, ...]:
+    """Return the modules of the head whose weights are in no file."""
+    if head == "feature-extraction":
+        return ("probe",)
+    if not HEADS[head].may_be_new:
+        return ()
+    stored = weight_names(folder)
+    prefix = f"{model.base_model_prefix}."
+    outside = [
+        name
+        for name, _ in model.named_parameters()
+        if not name.startswith(prefix) or (stored and ".pooler." in f".{name}")
+    ]
+    new = {n for n in outside if not {n, n.removeprefix(prefix)} & stored}
+    return tuple(sorted({name.rpartition(".")[0] for name in new}))
