@@ -40,7 +40,7 @@ def test_the_note_tells_all(stored, minilm_run):
     made, note = stored.read()["artefact"], read_note(stored.path / "artefact")
     assert stored.status == "complete"
     assert made["made_of"] == minilm_run.id and made["route"] == "merge-then-quantize"
-    assert made["quantized"] == made["linear"] == 36
+    assert made["quantized"] == made["linear"] == 37
     assert made["bytes"]["measured"] == note["files"]["model.safetensors"]["bytes"]
     assert made["of_fp16"] == pytest.approx(2 * made["of_fp32"])
     check_files(stored.path / "artefact", note, contents=True)
@@ -49,7 +49,7 @@ def test_the_note_tells_all(stored, minilm_run):
 def test_eight_bits_keep_the_adapter(stored):
     survival = stored.read()["artefact"]["survival"]
     assert survival["kept"] > 0.9
-    assert len(survival["layers"]) == 36
+    assert len(survival["layers"]) == 37
 
 
 def test_it_is_certified_against_the_adapter(stored, minilm_run):

@@ -157,6 +157,13 @@ def _store(
     if route and isinstance(subject.loaded, LoadedAdapter):
         routed = take(subject.loaded, route.name, route.params)
         check_format(routed, storage.name)
+        if routed.beside and entry.facts["engine"] != "torch":
+            raise ExportError(
+                f"{storage.name} is run by {entry.facts['engine']}, which takes no "
+                "adapter beside the weights",
+                where="--route side-path",
+                fix="merge it with another route, or choose a format of torch",
+            )
     with atomic_directory(run.path / "artefact") as folder:
         note = _written(folder, subject, entry, storage, routed, tell)
         (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")

@@ -53,7 +53,7 @@ def subject_of(what: Run | ExperimentConfig) -> Subject:
     rows = load_rows(what.data, task)
     state = task.fit({name: list(split) for name, split in rows.splits.items()})
     seed_everything(what.training.seed)
-    model = what.model.model_copy(update={"device": "cpu"})
+    model = what.model.model_copy(update={"device": "cpu", "storage": None})
     base = load_base(model, task.head, state.get("labels", ()))
     task.prepare(base.processor)
     data = {

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from loralab import registry
-from loralab.config import TaskConfig
+from loralab.adapters.attach import restore
+from loralab.config import ModelConfig, PEFTConfig, TaskConfig
 from loralab.data.examples import get_preprocessor
 from loralab.errors import ExportError
 from loralab.inference.load import Loaded, check_template, load_processor
@@ -98,13 +99,12 @@ def load_artefact(run: Run, **model_changes: str) -> Loaded:
     check_files(folder, note)
     task = get_preprocessor(TaskConfig(**note["task"]))
     task.restore(note["task_state"])
-    config = run.config.model.model_copy(update=model_changes)
+    config = _as_stored(run.config.model.model_copy(update=model_changes), note)
     shapes = empty_base(config, note["head"], note["task_state"].get("labels", ()))
     processor = load_processor(folder)
     task.prepare(processor)
     check_template(note, processor, folder)
-    in_torch = note["engine"] == "torch"
-    numerics = shapes.numerics if in_torch else choose_numerics("cpu", "fp32")
+    numerics = shapes.numerics
     model = registry.get("engine", note["engine"]).target(folder, note, numerics)
     base = LoadedModel(
         model=model,
@@ -117,4 +117,23 @@ def load_artefact(run: Run, **model_changes: str) -> Loaded:
         revision=note["base"]["revision"],
         fingerprint=note["base"]["fingerprint"],
     )
-    return Loaded(model.eval(), base, task)
+    if beside := note.get("beside"):
+        base.model = restore(base, PEFTConfig(name="lora"), folder / beside)
+    return Loaded(base.model.eval(), base, task)
+
+
+def _as_stored(config: ModelConfig, note: Mapping[str, Any]) -> ModelConfig:
+    """Return where and in what the stored model computes.
+
+    An engine but torch takes and gives fp32 on the CPU. Torch computes in the format's
+    own dtype where it has one; fp16 has none on a CPU.
+    """
+    if note["engine"] != "torch":
+        return config.model_copy(
+            update={"storage": None, "device": "cpu", "dtype": "fp32"}
+        )
+    entry = registry.get("storage format", note["storage"]["name"])
+    own = getattr(entry.schema(**note["storage"]["params"]), "compute", "best")
+    here = choose_numerics(config.device, "best").device
+    dtype = "best" if own == "fp16" and here == "cpu" else own
+    return config.model_copy(update={"storage": None, "dtype": dtype})

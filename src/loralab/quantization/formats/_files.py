@@ -123,16 +123,20 @@ def predict(codec: Codec, params: TorchParams, model: Any, names: Sequence[str])
     return file_bytes(_layout(codec, params, model, names))
 
 
-def _layout(
-    codec: Codec, params: TorchParams, model: Any, names: Sequence[str]
-) -> Layout:
-    """Return what the file holds; the model may be on the meta device."""
+def float_layout(params: Any, model: Any, names: Sequence[str]) -> Layout:
+    """Return what the file holds besides the named modules' weights."""
     dtype, state = float_dtype(params.rest), model.state_dict()
     found: Layout = {}
     for name in rest_names(model, names):
         floating = state[name].is_floating_point()
         kept = dtype if floating else state[name].dtype
         found[name] = (kept, tuple(state[name].shape))
+    return found
+
+
+def _layout(codec: Codec, params: Any, model: Any, names: Sequence[str]) -> Layout:
+    """Return what the file holds; the model may be on the meta device."""
+    found = float_layout(params, model, names)
     for name, weight in matrices_of(model, names).items():
         rows, columns = weight.shape
         for end, form in codec.layout(params, (rows, columns)).items():
@@ -168,7 +172,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> torch.Tensor:
 
 
 def write(
-    codec: Codec, params: TorchParams, source: Source, folder: Path, tell: Tell
+    codec: Codec, params: Any, source: Source, folder: Path, tell: Tell
 ) -> Stored:
     """Write weights and configuration; a `Write` but for the codec.
 
@@ -217,13 +221,14 @@ def kept(model: Any, names: Sequence[str]) -> list[str]:
 
 
 def save_config(
-    model: Any, folder: Path, params: TorchParams, settings: dict[str, Any]
+    model: Any, folder: Path, params: Any, settings: dict[str, Any]
 ) -> None:
     """Write ``config.json``, which says how the weights are held."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = float_dtype(params.rest)
-    config.quantization_config = settings
+    if settings:
+        config.quantization_config = settings
     if getattr(config, "use_cache", None) is False:  # off for training
         config.use_cache = True
     config.save_pretrained(folder)
