@@ -173,6 +173,13 @@ def test_the_command_line_refuses_with_2(llama):
     assert "no storage format 'nf5'" in done.err
 
 
+def test_lora_is_not_merged_into_a_copy_of_affine_weights(llama):
+    config = compose("chatterbot", [*SMALL, llama, STORED["affine-int4"]]).model
+    model = attach(load_base(config, "causal-lm"), PEFTConfig()).model
+    with pytest.raises(AdapterError, match="cannot be merged into affine codes"):
+        model.merge_and_unload()
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_a_plan_knows_what_the_base_takes(name, llama):
     config = compose("chatterbot", [*SMALL, llama, STORED[name]])

@@ -20,6 +20,7 @@ from loralab.models.architecture import facts_of
 from loralab.models.base import LoadedModel
 from loralab.models.numerics import Numerics, seed_everything
 from loralab.models.packing import check_packing
+from loralab.quantization.linear import AffineLinear
 
 CELLS = {label: (method, params) for label, method, params in cells()}
 ABLE = {row.method: row.able for row in abilities.table()}
@@ -50,16 +51,24 @@ def eight_bit(linear):
     return new.to("cpu")
 
 
+def affine(linear):
+    return AffineLinear.from_linear(linear, 4)
+
+
+CELL = {four_bit: "nf4", eight_bit: "int8", affine: "affine"}
+
+
 def llama(quantize=None):
     seed_everything(0)
     model = LlamaForCausalLM(SHAPE).eval()
     model.config.use_cache = False
+    facts = facts_of(model)  # of the float model, as `load_base` has it
     for name, module in list(model.named_modules()):
         if quantize and isinstance(module, torch.nn.Linear) and name != "lm_head":
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, quantize(module))
     return LoadedModel(
-        model, None, "causal-lm", facts_of(model), Numerics("cpu", "fp32", "test"),
+        model, None, "causal-lm", facts, Numerics("cpu", "fp32", "test"),
         (), "./tiny", None, "tiny",
     )  # fmt: skip
 
@@ -87,11 +96,11 @@ def logits(model):
     return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
 
 
-@pytest.mark.parametrize("bits", [four_bit, eight_bit])
+@pytest.mark.parametrize("bits", CELL)
 @pytest.mark.parametrize("label", LLAMA)
 def test_quantized(label, bits):
     base = llama(bits)
-    reason = getattr(ABLE[label], "nf4" if bits is four_bit else "int8")
+    reason = getattr(ABLE[label], CELL[bits])
     if reason:
         with pytest.raises(AdapterError, match=re.escape(reason)):
             adapted(label, base)
@@ -196,7 +205,7 @@ def test_every_reason_is_a_sentence_and_every_method_has_a_row():
             assert not reason or len(reason.split()) > 3
 
 
-@pytest.mark.parametrize("bits", [four_bit, eight_bit])
+@pytest.mark.parametrize("bits", CELL)
 def test_a_quantized_base_is_seen(bits):
     with pytest.raises(AdapterError, match="base"):
         attach(llama(bits), PEFTConfig(name="full"))

@@ -103,6 +103,7 @@ class LoraParams(TargetParams):
             found["int8"] = (
                 "bitsandbytes loses its scales once DoRA has read the weights"
             )
+            found["affine"] = "PEFT's DoRA reads weights that affine codes do not have"
         if self.init == "eva":
             found["nf4"] = (
                 "bitsandbytes packs the weights anew while EVA looks at inputs"
