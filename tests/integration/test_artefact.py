@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from loralab import compose, evaluate
+from loralab import compose, evaluate, train
 from loralab.config import RouteConfig, StorageConfig
-from loralab.errors import ExportError, RunError
+from loralab.errors import ExportError, QuantizationError, RunError
 from loralab.evaluation.compare import compare
 from loralab.export import artefact
 from loralab.export.artefact import quantize
@@ -41,7 +41,7 @@ def test_the_note_tells_all(stored, minilm_run):
     assert stored.status == "complete"
     assert made["made_of"] == minilm_run.id and made["route"] == "merge-then-quantize"
     assert made["quantized"] == made["linear"] == 37
-    assert made["bytes"]["measured"] == note["files"]["model.safetensors"]["bytes"]
+    assert made["bytes"]["measured"] == note["files"]["affine.safetensors"]["bytes"]
     assert made["of_fp16"] == pytest.approx(2 * made["of_fp32"])
     check_files(stored.path / "artefact", note, contents=True)
 
@@ -79,9 +79,9 @@ def test_it_is_evaluated_and_compared(stored, minilm_run):
     assert pair["second"] == stored.id
     assert abs(pair["value"]) < 0.05
     shown = loralab("compare", str(minilm_run.path), str(stored.path))
-    assert shown.returncode == 0, shown.stderr
+    assert shown.code == 0, shown.err
     for word in ("affine-int8", "merge-then-quantize", "of fp32, fp16"):
-        assert word in shown.stdout
+        assert word in shown.out
 
 
 def test_the_side_path_keeps_all(beside, stored, minilm_run):
@@ -93,6 +93,20 @@ def test_the_side_path_keeps_all(beside, stored, minilm_run):
     expected = InferencePipeline.from_run(minilm_run)(TEXTS)
     for one, other in zip(answers, expected, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=0.02)
+
+
+def test_qa_lora_goes_into_the_zeros(folder):
+    own = [*CLASSIFY, "peft=qa-lora", "peft.params.target_modules=qv"]
+    run = train(compose("trec-6", own), folder)
+    made = quantize(run, StorageConfig(name="affine-int4"), runs_dir=folder, rows=32)
+    about = made.read()["artefact"]
+    assert about["route"] == "qa-lora" and about["quantized"] == 12
+    assert about["survival"]["kept"] == pytest.approx(1, abs=1e-4)
+    parity = json.loads((made.path / "parity.json").read_text())
+    assert abs(parity["kl"]["high"]) < 1e-6
+    other = StorageConfig(name="affine-int4", params={"group": 64})
+    with pytest.raises(QuantizationError, match="groups of 32"):
+        quantize(run, other, runs_dir=folder)
 
 
 def test_a_base_alone(folder):
@@ -107,13 +121,13 @@ def test_a_base_alone(folder):
 def test_a_damaged_file_is_told(stored, tmp_path):
     copy = tmp_path / stored.id
     shutil.copytree(stored.path, copy)
-    weights = copy / "artefact" / "model.safetensors"
+    weights = copy / "artefact" / "affine.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     told = loralab("infer", str(copy), "Who?")
-    assert told.returncode == 2 and "Traceback" not in told.stderr
-    assert "model.safetensors is not the file that was written" in told.stderr
+    assert told.code == 2 and "Traceback" not in told.err
+    assert "affine.safetensors is not the file that was written" in told.err
     weights.unlink()
-    assert "it is missing" in loralab("infer", str(copy), "Who?").stderr
+    assert "it is missing" in loralab("infer", str(copy), "Who?").err
 
 
 def test_a_format_for_others_is_refused_and_leaves_nothing(minilm_run, tmp_path):
@@ -130,15 +144,15 @@ def test_a_full_disk_leaves_nothing_half_written(minilm_run, tmp_path, monkeypat
     entry = registry.get("storage format", "affine-int8")
 
     def full(params, source, folder, tell):
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
+        (folder / "affine.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(folder / "affine.safetensors"))
 
     broken = type(entry)(entry.name, full, entry.schema, entry.facts)
     monkeypatch.setitem(registry._entries, ("storage format", "affine-int8"), broken)
     with pytest.raises(OSError, match="No space left"):
         quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)
     (run,) = tmp_path.iterdir()
-    assert not list(run.glob("**/model.safetensors"))
+    assert not list(run.glob("**/affine.safetensors"))
     monkeypatch.undo()
     assert quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16).status == "complete"
 

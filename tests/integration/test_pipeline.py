@@ -111,5 +111,5 @@ def test_what_cannot_be_meant_is_told(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("experiment: trec-6\nquantised: nf4\n")
     told = loralab("pipeline", str(file))
-    assert told.returncode == 2
-    assert "quantised" in told.stderr and "quantized" in told.stderr
+    assert told.code == 2
+    assert "quantised" in told.err and "quantized" in told.err

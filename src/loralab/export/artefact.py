@@ -124,8 +124,9 @@ def quantize(
         create(config, Path(runs_dir), "artefact", digest)
         try:
             if not (run.path / "artefact").is_dir():  # else a kill came after it
-                taken = route or RouteConfig(name=route_of(what, None) or "")
-                _store(run, subject, storage, taken if subject.run else None, tell)
+                usual = route_of(what, route)
+                taken = route or (RouteConfig(name=usual) if usual else None)
+                _store(run, subject, storage, taken, tell)
             _describe(run, subject)
             if rows:
                 certify_run(run, subject, rows, tolerance or Tolerance(), tell)
@@ -181,7 +182,8 @@ def _written(
     base, facts = subject.loaded.base, entry.facts
     params = entry.schema(**storage.params)
     model = routed.model if routed else base.model
-    names = base.facts.linear
+    # what QA-LoRA did not quantize was float in training, and stays so
+    names = routed.names if routed and routed.as_stored else base.facts.linear
     predicted = facts["predict"](params, model, names)
 
     def progress(what: str, done: int, of: int) -> None:
@@ -196,7 +198,7 @@ def _written(
         "engine": facts["engine"],
         "bytes": {"predicted": predicted, "measured": stored.bytes},
         "quantized": len(stored.quantized),
-        "linear": len(names),
+        "linear": len(base.facts.linear),
         "route": None,
         "survival": None,
     }

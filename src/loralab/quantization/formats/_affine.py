@@ -77,6 +77,27 @@ def _settings(bits: int, params: AffineParams, keep: list[str]) -> dict[str, Any
     return {"quant_method": METHOD, "bits": bits, **said}
 
 
+def _held(bits: int, params: AffineParams, module: Any) -> Tensors | None:
+    """Return the tensors of a module of affine codes, such as QA-LoRA's.
+
+    Raises:
+        QuantizationError: it has other bits, groups or scales than the format.
+    """
+    from loralab.quantization.linear import AffineLinear
+
+    if not isinstance(module, AffineLinear):
+        return None
+    wanted = (bits, params.group, float_dtype(params.scales))
+    if wanted != (module.bits, module.group, module.scales.dtype):
+        raise QuantizationError(
+            f"codes of {module.bits} bits in groups of {module.group} with "
+            f"{module.scales.dtype} are not those of this format",
+            why="other codes would have to be made, and an adapter would be lost",
+            fix=f"store with group={module.group} and scales=fp32",
+        )
+    return {"scales": module.scales, "zeros": module.zeros, "codes": module.codes}
+
+
 def affine_codec(bits: int) -> Codec:
     """Return how affine codes of 4 or 8 bits hold a matrix."""
     return Codec(
@@ -85,6 +106,7 @@ def affine_codec(bits: int) -> Codec:
         partial(_decode, bits),
         partial(_settings, bits),
         WEIGHTS,
+        partial(_held, bits),
     )
 
 

@@ -63,6 +63,8 @@ class Codec:
         settings: From params and the linear modules that stay float to what
             ``config.json`` says as its ``quantization_config``.
         file: Name of the weights' file.
+        held: From params and a module to the tensors of one that is held so already,
+            which are stored as they are; None of any other.
     """
 
     layout: Callable[[Any, tuple[int, int]], Layout]
@@ -70,6 +72,7 @@ class Codec:
     decode: Callable[[Any, Tensors], torch.Tensor]
     settings: Callable[[Any, list[str]], dict[str, Any]]
     file: str = "model.safetensors"
+    held: Callable[[Any, Any], Tensors | None] = lambda *_: None
 
 
 def float_dtype(name: str) -> torch.dtype:
@@ -136,11 +139,28 @@ def float_layout(params: Any, model: Any, names: Sequence[str]) -> Layout:
 
 def _layout(codec: Codec, params: Any, model: Any, names: Sequence[str]) -> Layout:
     """Return what the file holds; the model may be on the meta device."""
+    ready = _ready(codec, params, model, names)
     found = float_layout(params, model, names)
-    for name, weight in matrices_of(model, names).items():
+    for name, tensors in ready.items():
+        for end, tensor in tensors.items():
+            found[f"{name}.{end}"] = (tensor.dtype, tuple(tensor.shape))
+    for name, weight in matrices_of(
+        model, [n for n in names if n not in ready]
+    ).items():
         rows, columns = weight.shape
         for end, form in codec.layout(params, (rows, columns)).items():
             found[f"{name}.{end}"] = form
+    return found
+
+
+def _ready(
+    codec: Codec, params: Any, model: Any, names: Sequence[str]
+) -> dict[str, Tensors]:
+    """Return the modules that are held in the format already, and their tensors."""
+    found = {}
+    for name in names:
+        if tensors := codec.held(params, model.get_submodule(name)):
+            found[name] = tensors
     return found
 
 
@@ -187,7 +207,11 @@ def write(
     layout = _layout(codec, params, model, names)
     state, dtype = model.state_dict(), float_dtype(params.rest)
     tensors = {n: _cast(state[n], dtype, n) for n in rest_names(model, names)}
-    for done, (name, weight) in enumerate(matrices_of(model, names).items(), 1):
+    ready = _ready(codec, params, model, names)
+    for name, own in ready.items():
+        tensors |= {f"{name}.{end}": t.detach() for end, t in own.items()}
+    left = matrices_of(model, [name for name in names if name not in ready])
+    for done, (name, weight) in enumerate(left.items(), 1 + len(ready)):
         encoded = _encoded(codec, params, weight, name)
         tensors |= {f"{name}.{end}": tensor for end, tensor in encoded.items()}
         tell("quantizing", done, len(names))
