@@ -28,6 +28,7 @@ from loralab.cli import (
     sweep,
     train,
 )
+from loralab.cli.listing import listing
 from loralab.errors import LoralabError
 
 app = typer.Typer(
@@ -59,11 +60,15 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
 app.command("infer")(infer.infer)
-app.command("quantize")(quantize.quantize)
+app.command("quantize", cls=listing("storage format", "Formats and their keys:"))(
+    quantize.quantize
+)
 app.command("pipeline")(pipeline.pipeline)
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
-app.command("publish", cls=publish.PublishCommand)(publish.publish)
+app.command("publish", cls=listing("publishing target", "Targets and their keys:"))(
+    publish.publish
+)
 app.command("unpack")(publish.unpack)
 app.add_typer(study.app, name="study")
 app.add_typer(data.app, name="data")

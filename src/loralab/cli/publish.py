@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from loralab.cli.options import RunsDir
 
 if TYPE_CHECKING:
     from loralab.publishing.publish import TargetConfig
-
-KIND = "publishing target"
-
-
-class PublishCommand(TyperCommand):
-    """Lists the targets and their keys, looked up when help is asked for."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help, the targets last."""
-        from loralab import registry
-
-        lines = []
-        for name in registry.names(KIND):
-            fields = registry.get(KIND, name).schema.model_fields
-            must = [f"{key}=…" for key, f in fields.items() if f.is_required()]
-            may = [
-                f"[{key}={'' if f.default is None else f.default}]"
-                for key, f in fields.items()
-                if not f.is_required()
-            ]
-            lines.append(f"{name}: {' '.join([*must, *may])}")
-        self.epilog = "\n\n".join(["Targets and their keys:", *lines])
-        super().format_help(ctx, formatter)
 
 
 def publish(
