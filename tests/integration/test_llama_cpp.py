@@ -270,6 +270,13 @@ def test_a_truncated_file_is_one_clear_error(pairs, tmp_path):
 
 
 @needs_it
+def test_a_missing_configuration_is_named(pairs, tmp_path):
+    (tmp_path / FILE).write_bytes((pairs("llama").folder / FILE).read_bytes())
+    with pytest.raises(ModelError, match=r"config\.json: no configuration"):
+        opened(tmp_path)
+
+
+@needs_it
 def test_a_gpu_is_refused(pairs):
     numerics = choose_numerics("cpu", "fp32")
     object.__setattr__(numerics, "device", "cuda")

@@ -283,5 +283,13 @@ def open_model(folder: Path, note: dict[str, Any], numerics: Numerics) -> LlamaC
         )
     library()
     weights = Weights(folder / FILE)
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "no configuration beside the weights",
+            where=str(folder / "config.json"),
+            why=str(error).split("\n")[0],
+            fix="export again",
+        ) from None
     return LlamaCpp(weights, config, torch.get_num_threads()).eval()
