@@ -13,7 +13,7 @@ from tests.tiny import BERT, CHAT, LLAMA, VOCABULARY, make_tokenizer
 CPU = Numerics("cpu", "fp32", "a test")
 SIZES = {
     "hidden_size": 96,
-    "intermediate_size": 144,
+    "intermediate_size": 160,
     "num_hidden_layers": 2,
     "num_attention_heads": 6,
     "initializer_range": 0.1,

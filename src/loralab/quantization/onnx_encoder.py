@@ -23,7 +23,7 @@ from torch import nn
 
 from loralab.errors import QuantizationError
 from loralab.quantization.linear import AffineLinear
-from loralab.quantization.onnx_decoder import linears
+from loralab.quantization.onnx_decoder import linears, stored_matrix
 from loralab.quantization.onnx_graph import MODEL, Piece, annotate, load, silent
 from loralab.quantization.onnx_graph import save as save_graph
 from loralab.quantization.storage import Source, Tell
@@ -197,13 +197,18 @@ def pieces(model: Any, made: Any) -> dict[str, list[Piece]]:
 
 def float_bytes(model: Any, left_out: Mapping[str, Any]) -> int:
     """Return the bytes of float tensors that are no constant of `left_out`'s."""
-    out = {id(module.weight) for module in left_out.values()}
+    out = {id(stored_matrix(module)) for module in left_out.values()}
     probe = getattr(model, "probe", None)
     beside = {id(p) for p in probe.parameters()} if probe is not None else set()
     kept = {id(p): p for p in model.parameters() if id(p) not in out | beside}
     state = {} if probe is None else probe.state_dict()
     empty = {key: torch.zeros(tensor.shape) for key, tensor in state.items()}
     count: int = sum(p.numel() for p in kept.values())
+    count += sum(
+        module.out_features * module.in_features
+        for name, module in linears(model).items()
+        if isinstance(module, AffineLinear) and name not in left_out
+    )
     return 4 * count + (len(save(empty)) if empty else 0)
 
 

@@ -34,6 +34,8 @@ MODEL = "model.onnx"
 KEY = "loralab.modules"
 SUFFIXES = {"MatMul": "", "MatMulNBits": "_Q4", "MatMulInteger": "_quant"}
 CODED = {"MatMulNBits", "MatMulInteger"}
+SHIFT = "/D"
+"""Ends the name of D (I/g × O): see `loralab.quantization.onnx_affine`."""
 
 Piece = tuple[str, int, int]
 """A node of the float graph, and the rows (first, past the last) of its matrix."""
@@ -180,10 +182,27 @@ class Graph:
     def matrix(self, module: str) -> torch.Tensor:
         """Return a module's matrix as it is stored, dequantized (O × I), fp32."""
         rows = [
-            self._dequantized(self._nodes[name])[first:last]
+            self._dequantized(name)[first:last]
             for name, first, last in self.pieces[module]
         ]
         return torch.from_numpy(np.concatenate(rows))
+
+    def node(self, name: str) -> Any:
+        """Return a node by its name in the float graph."""
+        return self._nodes[name]
+
+    def rows(self, name: str) -> int:
+        """Return the rows of a node's matrix."""
+        return max(
+            last
+            for parts in self.pieces.values()
+            for node, _, last in parts
+            if node == name
+        )
+
+    def tensor(self, name: str) -> Any:
+        """Return an initializer's entry."""
+        return self._tensors[name]
 
     def array(self, name: str) -> NDArray[Any]:
         """Return an initializer."""
@@ -194,7 +213,8 @@ class Graph:
         )
         return found
 
-    def _dequantized(self, node: Any) -> NDArray[np.float32]:
+    def _dequantized(self, name: str) -> NDArray[np.float32]:
+        node = self._nodes[name]
         if node.op_type == "MatMul":
             return self.array(node.input[1]).T.astype(np.float32)
         if node.op_type == "MatMulInteger":
@@ -206,7 +226,10 @@ class Graph:
         found = {a.name: a.i for a in node.attribute}
         zeros = self.array(node.input[3]) if len(node.input) > 3 else None
         codes, scales = self.array(node.input[1]), self.array(node.input[2])
-        return dequantize_blocks(codes, scales, zeros, found["K"])
+        made = dequantize_blocks(codes, scales, zeros, found["K"])
+        if name + SHIFT in self._tensors:
+            made += self.array(name + SHIFT).T.repeat(found["block_size"], axis=1)
+        return made
 
 
 def _kernel(node: Any) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from loralab.quantization import onnx_encoder
-from loralab.quantization.onnx_decoder import linears
+from loralab.quantization.onnx_decoder import linears, stored_matrix
 from loralab.quantization.onnx_graph import (
     MODEL,
     Graph,
@@ -56,7 +56,9 @@ def predict(params: OnnxInt8Params, model: Any, names: Sequence[str]) -> int:
     Exact in the tensors; the graph itself, some 3 kB a module, is estimated.
     """
     chosen = {name: linears(model)[name] for name in names}
-    shapes = {id(m.weight): (m.out_features, m.in_features) for m in chosen.values()}
+    shapes = {
+        id(stored_matrix(m)): (m.out_features, m.in_features) for m in chosen.values()
+    }
     tables = _tables(model) if params.embeddings else {}
     out: int = sum(
         rows * width + 5 * (rows if params.per_channel else 1)
