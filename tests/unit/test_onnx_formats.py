@@ -20,10 +20,15 @@ INT4 = [
     {"head": False},
     {"algorithm": "rtn", "block_size": 16, "symmetric": False},
     {"algorithm": "rtn", "block_size": 64},
-    {"algorithm": "k_quant"},
+    {"algorithm": "k_quant", "slots": True},
     {"head": False, "symmetric": False, "block_size": 64},
 ]
-INT8 = [{}, {"per_channel": False, "embeddings": False}, {"reduce_range": True}]
+INT8 = [
+    {},
+    {"slots": True},
+    {"per_channel": False, "embeddings": False},
+    {"reduce_range": True},
+]
 
 
 def bert(**sizes):

@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralab.quantization.linear import AffineLinear
-from loralab.quantization.onnx_graph import MODEL, SHIFT, Graph, save
-
+from loralab.quantization.onnx_graph import MODEL, SHIFT, Graph, save, sort_nodes
 
 NODES = 800
 """Bytes that the nodes of D add to a graph, about."""
@@ -53,13 +52,13 @@ def put_affine(modules: Mapping[str, AffineLinear], folder: Path) -> None:
             rows = slice(start, taken[name])
             shift = _fill(graph, folder, node, slice(first, last), module, rows)
             whole, group = changed.setdefault(
-                node, (np.zeros((graph.rows(node), shift.shape[1]), np.float32), 0)
+                node, (np.zeros((graph.shape(node)[0], shift.shape[1]), np.float32), 0)
             )
             whole[first:last] = shift
             changed[node] = whole, module.group
     for node, (whole, group) in changed.items():
         _add(graph, folder, node, whole, group)
-    _sort(graph.model.graph)
+    sort_nodes(graph.model.graph)
     save(graph.model, folder)
 
 
@@ -142,23 +141,3 @@ def _add(
         helper.make_node("MatMul", [sums, name + SHIFT], [parts[1]], f"{name}/shift"),
         helper.make_node("Add", parts, [y], f"{name}/sum"),
     ])  # fmt: skip
-
-
-def _sort(graph: Any) -> None:
-    """Put nodes after those that they read from; otherwise the order stays."""
-    made = {out for node in graph.node for out in node.output}
-    ready: set[str] = {""}
-    left, done = list(graph.node), []
-    while left:
-        now = [
-            node
-            for node in left
-            if all(name in ready or name not in made for name in node.input)
-        ]
-        ready.update(out for node in now for out in node.output)
-        done += now
-        chosen = {id(node) for node in now}
-        left = [node for node in left if id(node) not in chosen]
-    copies = [type(node).FromString(node.SerializeToString()) for node in done]
-    del graph.node[:]
-    graph.node.extend(copies)

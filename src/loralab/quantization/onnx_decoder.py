@@ -41,6 +41,12 @@ def linears(model: Any) -> dict[str, Any]:
     return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
 
 
+def shapes(model: Any, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return O and I of modules."""
+    found = (linears(model)[name] for name in names)
+    return [(module.out_features, module.in_features) for module in found]
+
+
 def stored_matrix(module: Any) -> Any:
     """Return the tensor that a module keeps its matrix in: the weight, or its codes."""
     return module.codes if isinstance(module, AffineLinear) else module.weight

@@ -171,9 +171,9 @@ def _product(node: Any, tensors: dict[str, Any]) -> list[Any]:
     from onnx import helper, numpy_helper
 
     matrix = numpy_helper.to_array(tensors[node.input[1]])
-    turned, out = f"{node.input[1]}_T", f"{node.output[0]}_product"
+    turned, name = f"{node.input[1]}_T", node.name.removesuffix("/Gemm")
     tensors[turned] = numpy_helper.from_array(matrix.T.copy(), turned)
-    name = node.name.removesuffix("/Gemm")
+    out = f"{name}/MatMul_output_0"
     return [
         helper.make_node("MatMul", [node.input[0], turned], [out], f"{name}/MatMul"),
         helper.make_node("Add", [out, node.input[2]], node.output, f"{name}/Add"),

@@ -191,14 +191,30 @@ class Graph:
         """Return a node by its name in the float graph."""
         return self._nodes[name]
 
-    def rows(self, name: str) -> int:
-        """Return the rows of a node's matrix."""
-        return max(
-            last
-            for parts in self.pieces.values()
-            for node, _, last in parts
-            if node == name
-        )
+    def shape(self, name: str) -> tuple[int, int]:
+        """Return the rows and the inputs of a node's matrix, O and I."""
+        node = self._nodes[name]
+        found = {a.name: a.i for a in node.attribute}
+        if node.op_type == "MatMulNBits":
+            return found["N"], found["K"]
+        width, rows = self._tensors[node.input[1]].dims
+        return rows, width
+
+    def ends(self, name: str) -> tuple[str, Any, str]:
+        """Return what a node takes, and which node gives what it gave, and its name."""
+        node = self._nodes[name]
+        x = node.input[0].removesuffix("_quantized")
+        ours = (f"{name}/output_0", f"{name}_output_0", "logits")
+        for last in self.model.graph.node:
+            for out in ours:
+                if out in last.output and (out != "logits" or "lm_head" in name):
+                    return x, last, out
+        raise ExportError("a product has no output", where=name)
+
+    def uses(self, name: str) -> int:
+        """Return how many nodes use a node's matrix."""
+        matrix = self._nodes[name].input[1]
+        return sum(matrix in node.input for node in self.model.graph.node)
 
     def tensor(self, name: str) -> Any:
         """Return an initializer's entry."""
@@ -283,3 +299,23 @@ def weight_files(folder: Path) -> dict[str, int]:
     kinds = (".onnx", ".data", ".safetensors")
     files = (file for file in sorted(folder.iterdir()) if file.name.endswith(kinds))
     return {file.name: file.stat().st_size for file in files}
+
+
+def sort_nodes(graph: Any) -> None:
+    """Put nodes after those that they read from; otherwise the order stays."""
+    made = {out for node in graph.node for out in node.output}
+    ready: set[str] = {""}
+    left, done = list(graph.node), []
+    while left:
+        now = [
+            node
+            for node in left
+            if all(name in ready or name not in made for name in node.input)
+        ]
+        ready.update(out for node in now for out in node.output)
+        done += now
+        chosen = {id(node) for node in now}
+        left = [node for node in left if id(node) not in chosen]
+    copies = [type(node).FromString(node.SerializeToString()) for node in done]
+    del graph.node[:]
+    graph.node.extend(copies)

@@ -34,7 +34,7 @@ from loralab.errors import QuantizationError
 from loralab.quantization import onnx_decoder
 from loralab.quantization.linear import AffineLinear
 from loralab.quantization.onnx_affine import put_affine, shift_bytes
-from loralab.quantization.onnx_decoder import linears, output_layer, tied
+from loralab.quantization.onnx_decoder import linears, output_layer, shapes, tied
 from loralab.quantization.onnx_graph import (
     Graph,
     dequantize_blocks,
@@ -42,6 +42,7 @@ from loralab.quantization.onnx_graph import (
     weight_files,
 )
 from loralab.quantization.onnx_graph import values as values_of
+from loralab.quantization.onnx_slots import put_slots, slot_bytes
 from loralab.quantization.storage import Source, Stored, Tell
 from loralab.registry import Params, register
 
@@ -63,6 +64,9 @@ class OnnxInt4Params(Params):
 
     head: bool = True
     """The output layer, and the embedding tied to it, in 4 bits too."""
+
+    slots: bool = False
+    """Room for LoRA adapters beside the named modules."""
 
     @property
     def zeros(self) -> bool:
@@ -100,7 +104,8 @@ def predict(params: OnnxInt4Params, model: Any, names: Sequence[str]) -> int:
     if params.head and not tied(model):
         floats -= 4 * linears(model)[head].weight.numel()
     shifts = sum(shift_bytes(module) for module in _affine(model, chosen).values())
-    return codes + floats + shifts + onnx_decoder.graph_bytes(model, chosen)
+    slots = slot_bytes(shapes(model, names)) if params.slots else 0
+    return codes + floats + shifts + slots + onnx_decoder.graph_bytes(model, chosen)
 
 
 def _affine(model: Any, chosen: Sequence[str]) -> dict[str, AffineLinear]:
@@ -197,6 +202,8 @@ def write(params: OnnxInt4Params, source: Source, folder: Path, tell: Tell) -> S
     affine = _affine(source.model, chosen)
     if affine:
         put_affine(affine, folder)
+    if params.slots:
+        put_slots(source.names, folder)
     return Stored(weight_files(folder), Graph(folder).require(chosen))
 
 
