@@ -41,7 +41,7 @@ def decoder(tied=True, **sizes):
 def encoder(name, head, **sizes):
     """Return a model of a class of transformers'."""
     cls = getattr(transformers, name)
-    words = {} if "ViT" in name else {"vocab_size": VOCABULARY}
+    words = {} if "Image" in name else {"vocab_size": VOCABULARY}
     tokenizer = make_tokenizer("wordpiece", BERT)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -74,19 +74,20 @@ def test_an_encoder_says_what_torch_says(form, cls, head, names, tmp_path):
             assert (want - have).norm() < 0.1 * want.norm()
 
 
-def test_a_vision_model_says_what_torch_says(tmp_path):
-    base = encoder(
-        "ViTForImageClassification",
-        "image-classification",
-        image_size=28,
-        patch_size=14,
-    )
+@pytest.mark.parametrize(
+    ("cls", "sizes"),
+    [("ViTForImageClassification", [28]), ("Dinov2ForImageClassification", [28, 42])],
+)
+def test_a_vision_model_says_what_torch_says(cls, sizes, tmp_path):
+    base = encoder(cls, "image-classification", image_size=28, patch_size=14)
     store(base, tmp_path / "to", "onnx-fp32")
-    pixels = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        want = base.model(pixel_values=pixels).logits
-    made = opened(tmp_path / "to")(pixel_values=pixels).logits
-    assert (want - made).abs().max() < 1e-4
+    engine = opened(tmp_path / "to")
+    for size in sizes:
+        draw = torch.Generator().manual_seed(0)
+        pixels = torch.randn(3, 3, size, size, generator=draw)
+        with torch.inference_mode():
+            want = base.model(pixel_values=pixels).logits
+        assert (want - engine(pixel_values=pixels).logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("form", ["onnx-fp32", "onnx-int4"])

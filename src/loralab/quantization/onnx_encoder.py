@@ -5,8 +5,9 @@ torch and onnx, takes a tenth of a second for a small model, and names each node
 path of its module, which is what we read matrices back by. The newer one needs
 onnxscript, takes seconds, and its names are numbers. Both give the same values.
 
-Batch and length are free; a vision model keeps the size of its pictures. The probe of
-an encoder for features is stored beside the graph, which ends at the hidden states.
+Batch and length are free, and so is the size of pictures where the model (DINOv2) lets
+it. The probe of an encoder for features is stored beside the graph, which ends at the
+hidden states.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def export(source: Source, folder: Path, tell: Tell) -> None:
 def _trace(source: Source, file: Path) -> None:
     """Write the graph as the exporter makes it."""
     inputs, outputs = _example(source), OUTPUTS[source.head]
-    free = {0: "batch"} if "pixel_values" in inputs else {0: "batch", 1: "length"}
+    sides = {2: "height", 3: "width"} if "pixel_values" in inputs else {1: "length"}
     traced = _Traced(_plain(source.model), tuple(inputs), outputs).eval()
     try:
         with silent(), warnings.catch_warnings(), torch.inference_mode():
@@ -116,7 +117,7 @@ def _trace(source: Source, file: Path) -> None:
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_axes=dict.fromkeys(inputs, free),
+                dynamic_axes={name: {0: "batch", **sides} for name in inputs},
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise QuantizationError(
