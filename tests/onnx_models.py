@@ -13,7 +13,7 @@ from tests.tiny import BERT, CHAT, LLAMA, VOCABULARY, make_tokenizer
 CPU = Numerics("cpu", "fp32", "a test")
 SIZES = {
     "hidden_size": 96,
-    "intermediate_size": 144,
+    "intermediate_size": 160,
     "num_hidden_layers": 2,
     "num_attention_heads": 6,
     "initializer_range": 0.1,
@@ -41,7 +41,7 @@ def decoder(tied=True, **sizes):
 def encoder(name, head, **sizes):
     """Return a model of a class of transformers'."""
     cls = getattr(transformers, name)
-    words = {} if "ViT" in name else {"vocab_size": VOCABULARY}
+    words = {} if "Image" in name else {"vocab_size": VOCABULARY}
     tokenizer = make_tokenizer("wordpiece", BERT)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from loralab.data.examples import Examples
-from loralab.errors import ExportError, ModelError
+from loralab.errors import AdapterError, ExportError, ModelError
 from loralab.inference.generate import encode, generate, stream
 from loralab.inference.load import LoadedAdapter
 from loralab.inference.predict import predict
 from loralab.models.numerics import Numerics
 from loralab.quantization.onnx_graph import MODEL, values
+from loralab.quantization.onnx_slots import write_adapter
 from loralab.registry import get
 from tests.onnx_models import decoder, encoder, opened, store
 from tests.tiny import SENTENCES
@@ -73,19 +74,20 @@ def test_an_encoder_says_what_torch_says(form, cls, head, names, tmp_path):
             assert (want - have).norm() < 0.1 * want.norm()
 
 
-def test_a_vision_model_says_what_torch_says(tmp_path):
-    base = encoder(
-        "ViTForImageClassification",
-        "image-classification",
-        image_size=28,
-        patch_size=14,
-    )
+@pytest.mark.parametrize(
+    ("cls", "sizes"),
+    [("ViTForImageClassification", [28]), ("Dinov2ForImageClassification", [28, 42])],
+)
+def test_a_vision_model_says_what_torch_says(cls, sizes, tmp_path):
+    base = encoder(cls, "image-classification", image_size=28, patch_size=14)
     store(base, tmp_path / "to", "onnx-fp32")
-    pixels = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        want = base.model(pixel_values=pixels).logits
-    made = opened(tmp_path / "to")(pixel_values=pixels).logits
-    assert (want - made).abs().max() < 1e-4
+    engine = opened(tmp_path / "to")
+    for size in sizes:
+        draw = torch.Generator().manual_seed(0)
+        pixels = torch.randn(3, 3, size, size, generator=draw)
+        with torch.inference_mode():
+            want = base.model(pixel_values=pixels).logits
+        assert (want - engine(pixel_values=pixels).logits).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("form", ["onnx-fp32", "onnx-int4"])
@@ -167,6 +169,20 @@ def test_generate_and_stream_are_torchs(lms):
     assert told.strip() == want[0][0]
 
 
+def test_a_row_of_a_batch_ends_alone(lms):
+    _, stored = lms
+    folder, model = stored["onnx-fp32"]
+    ids = torch.arange(30).reshape(3, 10) + 5
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    free = model.generate(**given, max_new_tokens=8, do_sample=False, eos_token_id=1)
+    stop = int(free[1, 12])
+    assert stop not in free[0, 10:]
+    ends = {"max_new_tokens": 8, "eos_token_id": stop, "pad_token_id": 299}
+    want = model.generate(**given, do_sample=False, **ends)
+    assert want[1, 13:].eq(299).all()
+    assert torch.equal(opened(folder).generate(**given, **ends), want)
+
+
 def test_samples_follow_torchs_seed(lms):
     base, stored = lms
     adapter = LoadedAdapter(opened(stored["onnx-fp32"][0]), base, None)
@@ -241,3 +257,77 @@ def test_the_output_layer_sees_what_a_hook_leaves(lms):
     handle.remove()
     assert torch.equal(some, whole[:, 2:3])
     assert engine.config.vocab_size == whole.shape[-1]
+
+
+def lora(base, names, rank=3):
+    """Return A and s · B of some modules, drawn."""
+    draw = torch.Generator().manual_seed(1)
+
+    def factor(module):
+        out, width = base.model.get_submodule(module).weight.shape
+        a = torch.randn(rank, width, generator=draw) / width**0.5
+        return a, torch.randn(out, rank, generator=draw) / 5
+
+    return {name: factor(name) for name in names}
+
+
+def adapted(model, factors):
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, (a, b) in factors.items():
+            made.get_submodule(name).weight.add_(b @ a)
+    return made
+
+
+def test_adapters_beside_a_decoder_are_switched(tmp_path):
+    base = decoder()
+    store(base, tmp_path / "to", "onnx-int4", accuracy_level=0, slots=True)
+    inside = base.facts.linear
+    chosen = {
+        "one": lora(base, [n for n in inside if n.endswith(("q_proj", "v_proj"))]),
+        "all": lora(base, inside, rank=5),
+    }
+    for name, factors in chosen.items():
+        write_adapter(factors, name, tmp_path / "to")
+    plain, engine = dequantized(base.model, tmp_path / "to"), opened(tmp_path / "to")
+    ids = torch.tensor([base.processor(TEXTS[0])["input_ids"]])
+    said = []
+    for name in (None, "one", "all", None):
+        model = plain if name is None else adapted(plain, chosen[name])
+        engine.set_adapter(name)
+        with torch.inference_mode():
+            want, made = model(ids).logits, engine(ids).logits
+        assert (want - made).abs().max() < 1e-4, name
+        theirs = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=1)
+        answer = engine.greedy(ids.tolist(), 8)[0]
+        assert answer == theirs[0, ids.shape[1] :].tolist(), name
+        said.append(answer)
+    assert said[0] == said[3]
+    assert said[0] != said[2]
+    with pytest.raises(AdapterError, match="no adapter 'oen'"):
+        engine.set_adapter("oen")
+
+
+@pytest.mark.parametrize("form", ["onnx-fp32", "onnx-int8"])
+def test_adapters_beside_an_encoder_are_switched(form, tmp_path):
+    base = encoder("BertForSequenceClassification", "sequence-classification")
+    store(base, tmp_path / "to", form, slots=True)
+    factors = lora(base, base.facts.linear)
+    write_adapter(factors, "mine", tmp_path / "to")
+    engine, given = opened(tmp_path / "to"), batch(base)
+    plain = dequantized(base.model, tmp_path / "to")
+    for name, model in ((None, plain), ("mine", adapted(plain, factors))):
+        engine.set_adapter(name)
+        with torch.inference_mode():
+            want, made = model(**given).logits, engine(**given).logits
+        if form == "onnx-fp32":
+            assert (want - made).abs().max() < 1e-4
+        else:
+            assert (want - made).norm() < 0.1 * want.norm()
+
+
+def test_an_adapter_without_room_is_refused(tmp_path):
+    base = decoder()
+    store(base, tmp_path / "to", "onnx-fp32")
+    with pytest.raises(ExportError, match="no room for an adapter"):
+        write_adapter(lora(base, base.facts.linear[:1]), "mine", tmp_path / "to")

@@ -2,11 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
-from tests.onnx_models import decoder, encoder, store
+from tests.onnx_models import decoder, encoder, opened, store
 
 from loralab.errors import ExportError, QuantizationError
+from loralab.quantization.linear import AffineLinear
 from loralab.quantization.onnx_decoder import linears
 from loralab.quantization.onnx_graph import MODEL, Graph
 from loralab.quantization.storage import Source
@@ -18,10 +20,15 @@ INT4 = [
     {"head": False},
     {"algorithm": "rtn", "block_size": 16, "symmetric": False},
     {"algorithm": "rtn", "block_size": 64},
-    {"algorithm": "k_quant"},
+    {"algorithm": "k_quant", "slots": True},
     {"head": False, "symmetric": False, "block_size": 64},
 ]
-INT8 = [{}, {"per_channel": False, "embeddings": False}, {"reduce_range": True}]
+INT8 = [
+    {},
+    {"slots": True},
+    {"per_channel": False, "embeddings": False},
+    {"reduce_range": True},
+]
 
 
 def bert(**sizes):
@@ -122,6 +129,56 @@ def test_only_the_named_modules_are_quantized(tmp_path):
 
 def print_nothing(*_):
     pass
+
+
+def qa_lora_merged(base, group=32):
+    """Put a model's linear modules on affine codes, with real zeros that have moved."""
+    draw = torch.Generator().manual_seed(0)
+    for name in base.facts.linear:
+        module = AffineLinear.from_linear(base.model.get_submodule(name), 4, group)
+        module.zeros += torch.randn(module.zeros.shape, generator=draw) / 3
+        base.model.set_submodule(name, module)
+    return base
+
+
+def test_affine_codes_are_kept_bit_for_bit_with_their_real_zeros(tmp_path):
+    base = qa_lora_merged(decoder(num_key_value_heads=2, **BIG))
+    form, params, stored = store(base, tmp_path / "to", "onnx-int4", accuracy_level=0)
+    graph = Graph(tmp_path / "to")
+    for name in base.facts.linear:
+        module = base.model.get_submodule(name)
+        torch.testing.assert_close(graph.matrix(name), module.weight, atol=1e-6, rtol=0)
+        ((node, first, last),) = graph.pieces[name]
+        codes = graph.array(graph.node(node).input[1])[first:last]
+        assert np.array_equal(codes.reshape(last - first, -1), module.codes.numpy())
+    predicted = form.facts["predict"](params, base.model, base.facts.linear)
+    assert predicted == pytest.approx(stored.bytes, rel=0.01)
+    ids = torch.arange(30)[None] + 5
+    made = opened(tmp_path / "to")(ids).logits
+    head = dict(form.facts["values"](params, tmp_path / "to"))["lm_head"]
+    base.model.get_input_embeddings().weight.data = head
+    base.model.tie_weights()
+    with torch.inference_mode():
+        want = base.model(ids).logits
+    assert (want - made).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("params", [{"block_size": 16}, {"algorithm": "k_quant"}])
+def test_affine_codes_of_another_form_are_refused(params, tmp_path):
+    with pytest.raises(QuantizationError, match="groups of 32 do not fit"):
+        store(qa_lora_merged(decoder()), tmp_path / "to", "onnx-int4", **params)
+
+
+@pytest.mark.parametrize("name", ["onnx-fp32", "onnx-int8"])
+def test_other_formats_take_the_values_of_affine_codes(name, tmp_path):
+    base = qa_lora_merged(bert()) if name == "onnx-int8" else qa_lora_merged(decoder())
+    made = store(base, tmp_path / "to", name)
+    if name == "onnx-int8":
+        agree(*made[:2], base, tmp_path / "to", made[2])
+    graph = Graph(tmp_path / "to")
+    for module in base.facts.linear if name == "onnx-fp32" else ():
+        own = base.model.get_submodule(module).weight
+        assert torch.equal(graph.matrix(module), own)
 
 
 def test_the_model_is_not_changed(tmp_path):

@@ -41,6 +41,17 @@ def linears(model: Any) -> dict[str, Any]:
     return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
 
 
+def shapes(model: Any, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return O and I of modules."""
+    found = (linears(model)[name] for name in names)
+    return [(module.out_features, module.in_features) for module in found]
+
+
+def stored_matrix(module: Any) -> Any:
+    """Return the tensor that a module keeps its matrix in: the weight, or its codes."""
+    return module.codes if isinstance(module, AffineLinear) else module.weight
+
+
 def output_layer(model: Any) -> str:
     """Return the path of the output layer."""
     head = model.get_output_embeddings()
@@ -216,9 +227,14 @@ def float_bytes(model: Any, left_out: Sequence[str] = ()) -> int:
         model: The model; the meta device will do.
         left_out: Modules whose matrices are stored otherwise.
     """
-    out = {id(linears(model)[name].weight) for name in left_out}
+    out = {id(stored_matrix(linears(model)[name])) for name in left_out}
     kept = {id(p): p for p in model.parameters() if id(p) not in out}
     count: int = sum(p.numel() for p in kept.values())
+    count += sum(
+        module.out_features * module.in_features
+        for name, module in linears(model).items()
+        if isinstance(module, AffineLinear) and name not in left_out
+    )
     return 4 * (count + _rotary(model.config))
 
 

@@ -5,8 +5,9 @@ torch and onnx, takes a tenth of a second for a small model, and names each node
 path of its module, which is what we read matrices back by. The newer one needs
 onnxscript, takes seconds, and its names are numbers. Both give the same values.
 
-Batch and length are free; a vision model keeps the size of its pictures. The probe of
-an encoder for features is stored beside the graph, which ends at the hidden states.
+Batch and length are free, and so is the size of pictures where the model (DINOv2) lets
+it. The probe of an encoder for features is stored beside the graph, which ends at the
+hidden states.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import nn
 
 from loralab.errors import QuantizationError
 from loralab.quantization.linear import AffineLinear
-from loralab.quantization.onnx_decoder import linears
+from loralab.quantization.onnx_decoder import linears, stored_matrix
 from loralab.quantization.onnx_graph import MODEL, Piece, annotate, load, silent
 from loralab.quantization.onnx_graph import save as save_graph
 from loralab.quantization.storage import Source, Tell
@@ -103,7 +104,7 @@ def export(source: Source, folder: Path, tell: Tell) -> None:
 def _trace(source: Source, file: Path) -> None:
     """Write the graph as the exporter makes it."""
     inputs, outputs = _example(source), OUTPUTS[source.head]
-    free = {0: "batch"} if "pixel_values" in inputs else {0: "batch", 1: "length"}
+    sides = {2: "height", 3: "width"} if "pixel_values" in inputs else {1: "length"}
     traced = _Traced(_plain(source.model), tuple(inputs), outputs).eval()
     try:
         with silent(), warnings.catch_warnings(), torch.inference_mode():
@@ -116,7 +117,7 @@ def _trace(source: Source, file: Path) -> None:
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_axes=dict.fromkeys(inputs, free),
+                dynamic_axes={name: {0: "batch", **sides} for name in inputs},
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise QuantizationError(
@@ -171,9 +172,9 @@ def _product(node: Any, tensors: dict[str, Any]) -> list[Any]:
     from onnx import helper, numpy_helper
 
     matrix = numpy_helper.to_array(tensors[node.input[1]])
-    turned, out = f"{node.input[1]}_T", f"{node.output[0]}_product"
+    turned, name = f"{node.input[1]}_T", node.name.removesuffix("/Gemm")
     tensors[turned] = numpy_helper.from_array(matrix.T.copy(), turned)
-    name = node.name.removesuffix("/Gemm")
+    out = f"{name}/MatMul_output_0"
     return [
         helper.make_node("MatMul", [node.input[0], turned], [out], f"{name}/MatMul"),
         helper.make_node("Add", [out, node.input[2]], node.output, f"{name}/Add"),
@@ -197,13 +198,18 @@ def pieces(model: Any, made: Any) -> dict[str, list[Piece]]:
 
 def float_bytes(model: Any, left_out: Mapping[str, Any]) -> int:
     """Return the bytes of float tensors that are no constant of `left_out`'s."""
-    out = {id(module.weight) for module in left_out.values()}
+    out = {id(stored_matrix(module)) for module in left_out.values()}
     probe = getattr(model, "probe", None)
     beside = {id(p) for p in probe.parameters()} if probe is not None else set()
     kept = {id(p): p for p in model.parameters() if id(p) not in out | beside}
     state = {} if probe is None else probe.state_dict()
     empty = {key: torch.zeros(tensor.shape) for key, tensor in state.items()}
     count: int = sum(p.numel() for p in kept.values())
+    count += sum(
+        module.out_features * module.in_features
+        for name, module in linears(model).items()
+        if isinstance(module, AffineLinear) and name not in left_out
+    )
     return 4 * count + (len(save(empty)) if empty else 0)
 
 

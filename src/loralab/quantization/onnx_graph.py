@@ -34,6 +34,8 @@ MODEL = "model.onnx"
 KEY = "loralab.modules"
 SUFFIXES = {"MatMul": "", "MatMulNBits": "_Q4", "MatMulInteger": "_quant"}
 CODED = {"MatMulNBits", "MatMulInteger"}
+SHIFT = "/D"
+"""Ends the name of D (I/g × O): see `loralab.quantization.onnx_affine`."""
 
 Piece = tuple[str, int, int]
 """A node of the float graph, and the rows (first, past the last) of its matrix."""
@@ -180,10 +182,43 @@ class Graph:
     def matrix(self, module: str) -> torch.Tensor:
         """Return a module's matrix as it is stored, dequantized (O × I), fp32."""
         rows = [
-            self._dequantized(self._nodes[name])[first:last]
+            self._dequantized(name)[first:last]
             for name, first, last in self.pieces[module]
         ]
         return torch.from_numpy(np.concatenate(rows))
+
+    def node(self, name: str) -> Any:
+        """Return a node by its name in the float graph."""
+        return self._nodes[name]
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Return the rows and the inputs of a node's matrix, O and I."""
+        node = self._nodes[name]
+        found = {a.name: a.i for a in node.attribute}
+        if node.op_type == "MatMulNBits":
+            return found["N"], found["K"]
+        width, rows = self._tensors[node.input[1]].dims
+        return rows, width
+
+    def ends(self, name: str) -> tuple[str, Any, str]:
+        """Return what a node takes, and which node gives what it gave, and its name."""
+        node = self._nodes[name]
+        x = node.input[0].removesuffix("_quantized")
+        ours = (f"{name}/output_0", f"{name}_output_0", "logits")
+        for last in self.model.graph.node:
+            for out in ours:
+                if out in last.output and (out != "logits" or "lm_head" in name):
+                    return x, last, out
+        raise ExportError("a product has no output", where=name)
+
+    def uses(self, name: str) -> int:
+        """Return how many nodes use a node's matrix."""
+        matrix = self._nodes[name].input[1]
+        return sum(matrix in node.input for node in self.model.graph.node)
+
+    def tensor(self, name: str) -> Any:
+        """Return an initializer's entry."""
+        return self._tensors[name]
 
     def array(self, name: str) -> NDArray[Any]:
         """Return an initializer."""
@@ -194,7 +229,8 @@ class Graph:
         )
         return found
 
-    def _dequantized(self, node: Any) -> NDArray[np.float32]:
+    def _dequantized(self, name: str) -> NDArray[np.float32]:
+        node = self._nodes[name]
         if node.op_type == "MatMul":
             return self.array(node.input[1]).T.astype(np.float32)
         if node.op_type == "MatMulInteger":
@@ -206,7 +242,10 @@ class Graph:
         found = {a.name: a.i for a in node.attribute}
         zeros = self.array(node.input[3]) if len(node.input) > 3 else None
         codes, scales = self.array(node.input[1]), self.array(node.input[2])
-        return dequantize_blocks(codes, scales, zeros, found["K"])
+        made = dequantize_blocks(codes, scales, zeros, found["K"])
+        if name + SHIFT in self._tensors:
+            made += self.array(name + SHIFT).T.repeat(found["block_size"], axis=1)
+        return made
 
 
 def _kernel(node: Any) -> str:
@@ -260,3 +299,23 @@ def weight_files(folder: Path) -> dict[str, int]:
     kinds = (".onnx", ".data", ".safetensors")
     files = (file for file in sorted(folder.iterdir()) if file.name.endswith(kinds))
     return {file.name: file.stat().st_size for file in files}
+
+
+def sort_nodes(graph: Any) -> None:
+    """Put nodes after those that they read from; otherwise the order stays."""
+    made = {out for node in graph.node for out in node.output}
+    ready: set[str] = {""}
+    left, done = list(graph.node), []
+    while left:
+        now = [
+            node
+            for node in left
+            if all(name in ready or name not in made for name in node.input)
+        ]
+        ready.update(out for node in now for out in node.output)
+        done += now
+        chosen = {id(node) for node in now}
+        left = [node for node in left if id(node) not in chosen]
+    copies = [type(node).FromString(node.SerializeToString()) for node in done]
+    del graph.node[:]
+    graph.node.extend(copies)

@@ -4,7 +4,8 @@ Two traps of GenAI are kept out here. Its attention on a CPU takes from the mask
 how many tokens of a row are real, and believes them at the left: answers to a batch
 that is padded at the left are wrong, without a word. And it takes the pad token of its
 configuration for padding wherever a prompt ends with it. So only prompts of one length
-share a batch, no token is padding, and where an answer stops is decided here.
+share a batch, and the pad token, which fills rows that have ended, is one that ends no
+prompt.
 
 Shape suffixes: B rows, T tokens, S sequences, N places, V vocabulary.
 """
@@ -23,15 +24,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from loralab.inference.engines._onnx_session import described, open_session, refused
+from loralab.inference.engines._onnx_session import (
+    Adapters,
+    described,
+    open_session,
+    refused,
+)
 from loralab.quantization.onnx_decoder import CONFIG
 from loralab.quantization.onnx_graph import Graph
 
 TOKENS = 1024
 """Padded tokens of a run, whose logits are in memory at once."""
-
-NO_TOKEN = 2**31 - 1
-"""As the pad token: none is."""
 
 TOP_K = 50
 """Tokens that are sampled from: transformers' default."""
@@ -82,12 +85,24 @@ class OnnxDecoder(nn.Module):
         self._eos = _ids(said["eos_token_id"])
         self._heads = int(said["decoder"]["num_key_value_heads"])
         self._head_size = int(said["decoder"]["head_size"])
+        self.adapters = Adapters(folder)
         self._folder, self._threads = folder, threads
         self._told = described(graph, threads, "onnxruntime-genai")
         self._output = _Output(self._logits)
         self._given = _Sequences(torch.empty(0, dtype=torch.long), [])
         self._session: Any = None
         self._genai: Any = None
+        self._beside: Any = None
+        self._known: set[str] = set()
+        self._opened_for: tuple[Collection[int], int] | None = None
+
+    def set_adapter(self, name: str | None) -> None:
+        """Let an adapter beside the model answer with it; None: the base alone.
+
+        Raises:
+            AdapterError: there is no such adapter.
+        """
+        self.adapters.choose(name)
 
     def describe(self) -> dict[str, Any]:
         """Return the engine, its versions, kernels and threads."""
@@ -161,37 +176,64 @@ class OnnxDecoder(nn.Module):
         if any(given.name == "position_ids" for given in self._session.get_inputs()):
             at = np.arange(ids_ST.shape[1])
             feed["position_ids"] = np.broadcast_to(at, ids_ST.shape).copy()
-        made: NDArray[np.float32] = self._session.run(["logits"], feed)[0]
+        made: NDArray[np.float32] = self._session.run(
+            ["logits"], feed, self.adapters.options()
+        )[0]
         return made
 
-    def _model(self) -> Any:
-        """Return GenAI's model, with our threads and no token that means padding."""
-        if self._genai is None:
-            import onnxruntime_genai as genai
+    def _model(self, stops: Collection[int], prompts: Sequence[list[int]]) -> Any:
+        """Return GenAI's model, with these stops and a pad token that ends no prompt.
 
-            session = {
-                "intra_op_num_threads": self._threads,
-                "inter_op_num_threads": 1,
-            }
-            ours = {
-                "pad_token_id": NO_TOKEN,
-                "eos_token_id": [],
-                "decoder": {"session_options": session},
-            }
-            try:
-                config = genai.Config(str(self._folder))
-                config.overlay(json.dumps({"model": ours}))
-                self._genai = genai.Model(config)
-            except RuntimeError as error:
-                raise refused(self._folder, error) from None
+        It is opened again when another pair of them is needed: seldom.
+        """
+        last = {prompt[-1] for prompt in prompts}
+        pad = next(i for i in (*stops, *range(len(last) + 1)) if i not in last)
+        if self._opened_for != (stops, pad):
+            self._genai, self._beside = self._open(stops, pad), None
+            self._opened_for = stops, pad
         return self._genai
+
+    def _open(self, stops: Collection[int], pad: int) -> Any:
+        import onnxruntime_genai as genai
+
+        session = {
+            "intra_op_num_threads": self._threads,
+            "inter_op_num_threads": 1,
+            "log_severity_level": 4,
+        }
+        ours = {
+            "pad_token_id": pad,
+            "eos_token_id": sorted(stops),
+            "decoder": {"session_options": session},
+        }
+        try:
+            config = genai.Config(str(self._folder))
+            config.overlay(json.dumps({"model": ours}))
+            return genai.Model(config)
+        except RuntimeError as error:
+            raise refused(self._folder, error) from None
+
+    def _adapted(self, generator: Any) -> None:
+        """Let the active adapter take part in what a generator writes."""
+        import onnxruntime_genai as genai
+
+        name = self.adapters.active
+        if name is None:
+            return
+        if self._beside is None:
+            self._beside, self._known = genai.Adapters(self._genai), set()
+        if name not in self._known:
+            self._beside.load(self.adapters.file(name), name)
+            self._known.add(name)
+        generator.set_active_adapter(self._beside, name)
 
     def _write(
         self,
         prompts: Sequence[list[int]],
         new_tokens: int,
-        stops: Collection[int],
+        stops: frozenset[int],
         on_tokens: OnTokens,
+        stop: bool = True,
         **search: Any,
     ) -> list[list[int]]:
         """Return the answers to prompts of one length, with the token they stop at."""
@@ -199,9 +241,14 @@ class OnnxDecoder(nn.Module):
 
         length = len(prompts[0])
         last = min(length + new_tokens, self._context)
-        params = genai.GeneratorParams(self._model())
-        params.set_search_options(max_length=last, batch_size=len(prompts), **search)
-        generator = genai.Generator(self._model(), params)
+        model = self._model(stops, prompts)
+        params = genai.GeneratorParams(model)
+        least = 0 if stop else last
+        params.set_search_options(
+            max_length=last, min_length=least, batch_size=len(prompts), **search
+        )
+        generator = genai.Generator(model, params)
+        self._adapted(generator)
         ids = np.asarray(prompts, np.int32)
         generator.append_tokens(ids if len(prompts) > 1 else ids[0])
         answers: list[list[int]] = [[] for _ in prompts]
@@ -229,18 +276,19 @@ class OnnxDecoder(nn.Module):
             prompts: Token ids; those of one length are written together.
             new_tokens: Tokens at most.
             on_token: Called at each step of a batch.
-            stop: Whether an end-of-sequence token, which is kept, ends an answer.
+            stop: Whether an end-of-sequence token, which is kept, ends an answer; if
+                not, none is written, as under transformers' ``min_new_tokens``.
         """
 
         def step(_: list[int]) -> None:
             if on_token:
                 on_token()
 
-        stops = self._eos if stop else ()
         answers: dict[int, list[int]] = {}
         for group in _of_one_length(prompts):
+            chosen = [prompts[i] for i in group]
             said = self._write(
-                [prompts[i] for i in group], new_tokens, stops, step, do_sample=False
+                chosen, new_tokens, self._eos, step, stop, do_sample=False
             )
             answers.update(zip(group, said, strict=True))
         return [answers[i] for i in range(len(prompts))]

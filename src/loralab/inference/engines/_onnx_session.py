@@ -1,4 +1,4 @@
-"""A session of ONNX Runtime, opened with explicit threads."""
+"""A session of ONNX Runtime with explicit threads, and the adapters beside it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loralab.errors import ModelError
+from loralab.errors import AdapterError, ModelError, nearest
 from loralab.quantization.onnx_graph import MODEL, Graph
+from loralab.quantization.onnx_slots import SUFFIX
 
 
 def open_session(folder: Path, threads: int) -> Any:
@@ -31,6 +32,55 @@ def open_session(folder: Path, threads: int) -> Any:
         )
     except Exception as error:  # its classes have no common base of their own
         raise refused(folder, error) from None
+
+
+class Adapters:
+    """The adapters beside a graph, of which one or none is active.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.active: str | None = None
+        self._loaded: dict[str, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """What they are called, sorted."""
+        found = self._folder.glob(f"*{SUFFIX}")
+        return sorted(file.name.removesuffix(SUFFIX) for file in found)
+
+    def file(self, name: str) -> str:
+        """Return the file of an adapter."""
+        return str(self._folder / f"{name}{SUFFIX}")
+
+    def choose(self, name: str | None) -> None:
+        """Make an adapter the active one; None: the base answers.
+
+        Raises:
+            AdapterError: there is no such adapter.
+        """
+        if name is not None and name not in self.names:
+            raise AdapterError(
+                f"no adapter {name!r} beside the model",
+                where=str(self._folder),
+                fix=nearest(name, self.names),
+            )
+        self.active = name
+
+    def options(self) -> Any:
+        """Return onnxruntime's options of a run with the active adapter."""
+        import onnxruntime
+
+        made = onnxruntime.RunOptions()
+        if self.active is not None:
+            if self.active not in self._loaded:
+                self._loaded[self.active] = onnxruntime.LoraAdapter()
+                self._loaded[self.active].Load(self.file(self.active))
+            made.add_active_adapter(self._loaded[self.active])
+        return made
 
 
 def refused(folder: Path, error: Exception) -> ModelError:

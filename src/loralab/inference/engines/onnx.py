@@ -17,7 +17,7 @@ from torch import nn
 
 from loralab.errors import ExportError, ModelError
 from loralab.inference.engines._onnx_decoder import OnnxDecoder
-from loralab.inference.engines._onnx_session import described, open_session
+from loralab.inference.engines._onnx_session import Adapters, described, open_session
 from loralab.models.numerics import Numerics
 from loralab.quantization.onnx_decoder import CONFIG
 from loralab.quantization.onnx_encoder import PROBE
@@ -42,6 +42,7 @@ class OnnxEncoder(nn.Module):
         self._session = open_session(folder, threads)
         self._takes = {given.name for given in self._session.get_inputs()}
         self._gives = [made.name for made in self._session.get_outputs()]
+        self.adapters = Adapters(folder)
         self._told = described(graph, threads)
         if (folder / PROBE).is_file():
             self.probe = _load_probe(folder / PROBE)
@@ -55,10 +56,18 @@ class OnnxEncoder(nn.Module):
         feed = {n: t.cpu().numpy() for n, t in inputs.items() if n in self._takes}
         if "token_type_ids" in self._takes - set(feed):
             feed["token_type_ids"] = feed["input_ids"] * 0
-        made = self._session.run(self._gives, feed)
+        made = self._session.run(self._gives, feed, self.adapters.options())
         return SimpleNamespace(
             **{n: torch.from_numpy(v) for n, v in zip(self._gives, made, strict=True)}
         )
+
+    def set_adapter(self, name: str | None) -> None:
+        """Let an adapter beside the model answer with it; None: the base alone.
+
+        Raises:
+            AdapterError: there is no such adapter.
+        """
+        self.adapters.choose(name)
 
     def describe(self) -> dict[str, Any]:
         """Return the engine, its version, kernels and threads."""

@@ -12,6 +12,10 @@ a weight, and 4 / block more with zeros. How s and z are found is the ``algorith
 ``accuracy_level`` says in what the products are computed: 4 quantizes inputs to int8 in
 blocks (fast; about 0.5 % error of its own), 1 and 0 stay in fp32.
 
+A module that is on affine codes already (`AffineLinear`: a QA-LoRA that was merged into
+real zeros) keeps its very codes, scales and zeros, whatever the algorithm; see
+`loralab.quantization.onnx_affine`. `rounded` is not of its matrix.
+
 The output layer, 28 of SmolLM2's 134 million weights, is quantized too, and with it the
 embedding that is tied to it (``head``). In float both are one matrix.
 """
@@ -28,7 +32,9 @@ from numpy.typing import NDArray
 
 from loralab.errors import QuantizationError
 from loralab.quantization import onnx_decoder
-from loralab.quantization.onnx_decoder import linears, output_layer, tied
+from loralab.quantization.linear import AffineLinear
+from loralab.quantization.onnx_affine import put_affine, shift_bytes
+from loralab.quantization.onnx_decoder import linears, output_layer, shapes, tied
 from loralab.quantization.onnx_graph import (
     Graph,
     dequantize_blocks,
@@ -36,6 +42,7 @@ from loralab.quantization.onnx_graph import (
     weight_files,
 )
 from loralab.quantization.onnx_graph import values as values_of
+from loralab.quantization.onnx_slots import put_slots, slot_bytes
 from loralab.quantization.storage import Source, Stored, Tell
 from loralab.registry import Params, register
 
@@ -57,6 +64,9 @@ class OnnxInt4Params(Params):
 
     head: bool = True
     """The output layer, and the embedding tied to it, in 4 bits too."""
+
+    slots: bool = False
+    """Room for LoRA adapters beside the named modules."""
 
     @property
     def zeros(self) -> bool:
@@ -93,7 +103,15 @@ def predict(params: OnnxInt4Params, model: Any, names: Sequence[str]) -> int:
     floats = onnx_decoder.float_bytes(model, alone)
     if params.head and not tied(model):
         floats -= 4 * linears(model)[head].weight.numel()
-    return codes + floats + onnx_decoder.graph_bytes(model, chosen)
+    shifts = sum(shift_bytes(module) for module in _affine(model, chosen).values())
+    slots = slot_bytes(shapes(model, names)) if params.slots else 0
+    return codes + floats + shifts + slots + onnx_decoder.graph_bytes(model, chosen)
+
+
+def _affine(model: Any, chosen: Sequence[str]) -> dict[str, AffineLinear]:
+    """Return the chosen modules that bring codes of their own."""
+    found = {name: linears(model)[name] for name in chosen}
+    return {n: m for n, m in found.items() if isinstance(m, AffineLinear)}
 
 
 def rounded(params: OnnxInt4Params, matrix: torch.Tensor) -> torch.Tensor:
@@ -181,10 +199,30 @@ def write(params: OnnxInt4Params, source: Source, folder: Path, tell: Tell) -> S
     onnx_decoder.build(
         source, folder, tell, precision="int4", quantized=chosen, options=options
     )
+    affine = _affine(source.model, chosen)
+    if affine:
+        put_affine(affine, folder)
+    if params.slots:
+        put_slots(source.names, folder)
     return Stored(weight_files(folder), Graph(folder).require(chosen))
 
 
 def _check(params: OnnxInt4Params, model: Any, chosen: Sequence[str]) -> None:
+    for name, module in _affine(model, chosen).items():
+        if (module.bits, module.group) != (4, params.block_size) or params.zeros:
+            raise QuantizationError(
+                f"codes of {module.bits} bits in groups of {module.group} do not fit",
+                where=name,
+                why=f"the graph is to have blocks of {params.block_size}"
+                + (" with integer zeros" if params.zeros else ""),
+                fix=f"set block_size={module.group} symmetric=true algorithm=default",
+            )
+        if name == output_layer(model) and tied(model):
+            raise QuantizationError(
+                "an embedding cannot share real zeros",
+                where=name,
+                fix="leave the output layer in float before it is stored",
+            )
     if params.algorithm == "default":
         if params.zeros and params.head and tied(model):
             raise QuantizationError(

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from loralab.quantization import onnx_encoder
-from loralab.quantization.onnx_decoder import linears
+from loralab.quantization.onnx_decoder import linears, shapes, stored_matrix
 from loralab.quantization.onnx_graph import (
     MODEL,
     Graph,
@@ -30,6 +30,7 @@ from loralab.quantization.onnx_graph import (
     weight_files,
 )
 from loralab.quantization.onnx_graph import values as values_of
+from loralab.quantization.onnx_slots import put_slots, slot_bytes
 from loralab.quantization.storage import Source, Stored, Tell
 from loralab.registry import Params, register
 
@@ -49,6 +50,9 @@ class OnnxInt8Params(Params):
     reduce_range: bool = False
     """Codes of −64 … 64, for a CPU without VNNI."""
 
+    slots: bool = False
+    """Room for LoRA adapters beside the named modules."""
+
 
 def predict(params: OnnxInt8Params, model: Any, names: Sequence[str]) -> int:
     """Return the bytes of the weights' files.
@@ -56,11 +60,13 @@ def predict(params: OnnxInt8Params, model: Any, names: Sequence[str]) -> int:
     Exact in the tensors; the graph itself, some 3 kB a module, is estimated.
     """
     chosen = {name: linears(model)[name] for name in names}
-    shapes = {id(m.weight): (m.out_features, m.in_features) for m in chosen.values()}
+    matrices = {
+        id(stored_matrix(m)): (m.out_features, m.in_features) for m in chosen.values()
+    }
     tables = _tables(model) if params.embeddings else {}
     out: int = sum(
         rows * width + 5 * (rows if params.per_channel else 1)
-        for rows, width in shapes.values()
+        for rows, width in matrices.values()
     )
     out += sum(m.weight.numel() + 5 for m in tables.values())
     nodes = TABLE * (len(chosen) + len(tables))
@@ -69,6 +75,7 @@ def predict(params: OnnxInt8Params, model: Any, names: Sequence[str]) -> int:
         + onnx_encoder.float_bytes(model, {**chosen, **tables})
         + onnx_encoder.graph_bytes(model)
         + nodes
+        + (slot_bytes(shapes(model, names)) if params.slots else 0)
     )
 
 
@@ -110,6 +117,8 @@ def write(params: OnnxInt8Params, source: Source, folder: Path, tell: Tell) -> S
     """
     onnx_encoder.export(source, folder, tell)
     _quantize(params, source.names, folder)
+    if params.slots:
+        put_slots(source.names, folder)
     return Stored(weight_files(folder), Graph(folder).require(source.names))
 
 
