@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from loralab import registry
 from loralab.adapters.files import WEIGHTS, template_hash
 from loralab.config import ExperimentConfig, RouteConfig, StorageConfig
 from loralab.errors import ExportError, LoralabError
+from loralab.export.beside import BESIDE, check_beside, put_beside
 from loralab.export.certificate import ROWS, certify_run
 from loralab.export.parity import Tolerance
 from loralab.export.routed import Routed, check_format, survival_of, take
@@ -158,13 +158,8 @@ def _store(
     if route and isinstance(subject.loaded, LoadedAdapter):
         routed = take(subject.loaded, route.name, route.params)
         check_format(routed, storage.name)
-        if routed.beside and entry.facts["engine"] != "torch":
-            raise ExportError(
-                f"{storage.name} is run by {entry.facts['engine']}, which takes no "
-                "adapter beside the weights",
-                where="--route side-path",
-                fix="merge it with another route, or choose a format of torch",
-            )
+        if routed.beside:
+            check_beside(storage, entry.facts["engine"])
     with atomic_directory(run.path / "artefact") as folder:
         note = _written(folder, subject, entry, storage, routed, tell)
         (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
@@ -184,7 +179,7 @@ def _written(
     model = routed.model if routed else base.model
     # what QA-LoRA did not quantize was float in training, and stays so
     names = routed.names if routed and routed.as_stored else base.facts.linear
-    predicted = facts["predict"](params, model, names)
+    predicted = facts["predict"](params, model, names, base.processor)
 
     def progress(what: str, done: int, of: int) -> None:
         tell({"event": "storing", "what": what, "done": done, "of": of})
@@ -213,7 +208,7 @@ def _kept(
 ) -> dict[str, Any]:
     """Return the route and what survived of the adapter; put it beside, if it goes."""
     if routed.beside:
-        shutil.copytree(routed.beside, folder / "adapter")
+        put_beside(routed, facts["engine"], folder)
     survival = survival_of(
         routed,
         lambda weight: facts["rounded"](params, weight),
@@ -221,7 +216,7 @@ def _kept(
     )
     return {
         "route": routed.route,
-        "beside": "adapter" if routed.beside else None,
+        "beside": BESIDE if routed.beside else None,
         "survival": survival.as_dict() if survival else None,
     }
 

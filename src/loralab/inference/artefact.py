@@ -118,7 +118,10 @@ def load_artefact(run: Run, **model_changes: str) -> Loaded:
         fingerprint=note["base"]["fingerprint"],
     )
     if beside := note.get("beside"):
-        base.model = restore(base, PEFTConfig(name="lora"), folder / beside)
+        if note["engine"] == "torch":
+            base.model = restore(base, PEFTConfig(name="lora"), folder / beside)
+        else:
+            model.set_adapter(beside)
     return Loaded(base.model.eval(), base, task)
 
 

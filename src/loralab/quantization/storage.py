@@ -65,8 +65,10 @@ Tell = Callable[[str, int, int], None]
 Write = Callable[[Any, Source, Path, Tell], Stored]
 """From params, source and an existing empty folder to what was written there."""
 
-Predict = Callable[[Any, Any, Sequence[str]], int]
-"""From params, a model (the meta device will do) and names to bytes."""
+Predict = Callable[[Any, Any, Sequence[str], Any], int]
+"""From params, a model (the meta device will do), names and the tokenizer to bytes.
+
+The tokenizer counts where the weights' file holds it (GGUF)."""
 
 Rounded = Callable[[Any, "torch.Tensor"], "torch.Tensor"]
 """From params and a float matrix (O × I) to its stored values (O × I), fp32."""

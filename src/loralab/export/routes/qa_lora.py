@@ -19,7 +19,7 @@ from loralab.registry import Params, register
 if TYPE_CHECKING:
     from loralab.inference.load import LoadedAdapter
 
-FORMATS = {4: ("affine-int4",), 8: ("affine-int8",)}
+FORMATS = {4: ("affine-int4", "onnx-int4"), 8: ("affine-int8",)}
 """Bits of a code -> the formats that keep codes, scales and real zeros as they are."""
 BETTER = "store its zeros in fp32, or take --route side-path"
 

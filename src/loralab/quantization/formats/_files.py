@@ -121,7 +121,13 @@ def rest_names(model: Any, names: Sequence[str]) -> list[str]:
     return [name for name in model.state_dict() if name in once - quantized]
 
 
-def predict(codec: Codec, params: TorchParams, model: Any, names: Sequence[str]) -> int:
+def predict(
+    codec: Codec,
+    params: TorchParams,
+    model: Any,
+    names: Sequence[str],
+    processor: Any = None,
+) -> int:
     """Return the exact bytes of the weights' file; a `Predict` but for the codec."""
     return file_bytes(_layout(codec, params, model, names))
 

@@ -27,7 +27,9 @@ class OnnxFloatParams(Params):
     """Room for LoRA adapters beside the named modules."""
 
 
-def predict(params: OnnxFloatParams, model: Any, names: Sequence[str]) -> int:
+def predict(
+    params: OnnxFloatParams, model: Any, names: Sequence[str], processor: Any = None
+) -> int:
     """Return the bytes of the weights' files.
 
     Exact in the tensors; the graph itself, 15 kB a layer or less, is estimated.

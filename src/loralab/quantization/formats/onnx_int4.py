@@ -87,7 +87,9 @@ def _chosen(params: OnnxInt4Params, model: Any, names: Sequence[str]) -> list[st
     return [*(n for n in names if n != head), *([head] if params.head else [])]
 
 
-def predict(params: OnnxInt4Params, model: Any, names: Sequence[str]) -> int:
+def predict(
+    params: OnnxInt4Params, model: Any, names: Sequence[str], processor: Any = None
+) -> int:
     """Return the bytes of the weights' files.
 
     Exact in the tensors; the graph itself, some 8 kB a layer, is estimated, and the

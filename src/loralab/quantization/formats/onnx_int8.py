@@ -54,7 +54,9 @@ class OnnxInt8Params(Params):
     """Room for LoRA adapters beside the named modules."""
 
 
-def predict(params: OnnxInt8Params, model: Any, names: Sequence[str]) -> int:
+def predict(
+    params: OnnxInt8Params, model: Any, names: Sequence[str], processor: Any = None
+) -> int:
     """Return the bytes of the weights' files.
 
     Exact in the tensors; the graph itself, some 3 kB a module, is estimated.

@@ -58,7 +58,9 @@ def _none(*_: Any) -> dict[str, Any]:
 CODEC = Codec(_none, _none, _none, _none)  # type: ignore[arg-type]  # holds no matrix
 
 
-def predict(params: SafetensorsParams, model: Any, names: Any) -> int:
+def predict(
+    params: SafetensorsParams, model: Any, names: Any, processor: Any = None
+) -> int:
     """Return the exact bytes of the file, whatever is named."""
     return file_bytes(float_layout(params, model, ()))
 
