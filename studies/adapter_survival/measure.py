@@ -191,7 +191,7 @@ SMOKE = Size(
         Case(
             "smoke qa-lora",
             "trec-6",
-            encoder(4, 40, *qa_lora(128, "1e-3")),
+            encoder(4, 40, *qa_lora(32, "1e-3")),
             answered=("fp32", INTEGER),
         ),
     ),
