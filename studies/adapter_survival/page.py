@@ -162,6 +162,7 @@ def trained_table(found: Record) -> Table:
     """Return the adapters as they were trained."""
     rows: list[list[Cell]] = []
     for one in found["adapters"]:
+        learnt = f"{one['test']['metric']} {format_number(one['test']['value'])}"
         own = [c for c in one["cells"] if c["scaled_to"] is None]
         sizes = own[0]["layer_sizes"]
         for cell in own:
@@ -172,6 +173,7 @@ def trained_table(found: Record) -> Table:
                 [
                     one["name"],
                     one["base"],
+                    learnt,
                     percent(cell["size"], 2),
                     f"{percent(min(sizes), 2)} … {percent(max(sizes), 2)}",
                     STARTS[cell["start"]],
@@ -180,7 +182,7 @@ def trained_table(found: Record) -> Table:
                     f"{enough} of {len(sizes)}",
                 ]
             )
-    names = "adapter", "base", "size", "layers' sizes", "way", "grid", "kept"
+    names = "adapter", "base", "test", "size", "layers' sizes", "way", "grid", "kept"
     columns = [*(Column(name) for name in names), Column("layers that kept 90 %")]
     return Table("Adapters as they were trained, not scaled", columns, rows)
 
