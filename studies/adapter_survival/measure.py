@@ -55,6 +55,8 @@ from loralab.runs.files import write_text
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results.json", HERE / "README.md"
+WORK = Path("runs") / "adapter_survival"
+"""Runs and pieces of the evidence: stopped, it goes on where it was."""
 COMMON = (
     "model.dtype=fp32",
     "model.device=cpu",
@@ -439,17 +441,36 @@ def artificial(size: Size) -> dict[str, Any]:
     return {"cells": [cell for cell in cells if cell["scaled_to"] is not None]}
 
 
-def study(size: Size) -> dict[str, Any]:
-    """Return all results of a size."""
-    with tempfile.TemporaryDirectory() as folder:
-        return {
-            "environment": environment(),
-            "cases": [asdict(case) for case in size.cases],
-            "targets": list(size.targets),
-            "adapters": [measured(case, size, Path(folder)) for case in size.cases],
-            GAUSSIAN: artificial(size),
-            "minutes": round((time.perf_counter() - BEGAN) / 60, 1),
-        }
+def piece(case: Case, size: Size, folder: Path) -> dict[str, Any]:
+    """Return an adapter's results, measured once: they stay in the folder."""
+    file = folder / f"{case.name.replace(' ', '-')}.json"
+    if not file.is_file():
+        began = time.perf_counter()
+        found = measured(case, size, folder)
+        found["minutes"] = round((time.perf_counter() - began) / 60, 1)
+        write_text(file, json.dumps(found))
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
+
+
+def study(size: Size, work: Path) -> dict[str, Any]:
+    """Return all results of a size.
+
+    Args:
+        size: What is measured.
+        work: Where pieces stay; those of this commit are not measured again.
+    """
+    here = environment()
+    folder = work / str(here["git_commit"])
+    adapters = [piece(case, size, folder) for case in size.cases]
+    return {
+        "environment": here,
+        "cases": [asdict(case) for case in size.cases],
+        "targets": list(size.targets),
+        "adapters": adapters,
+        GAUSSIAN: artificial(size),
+        "minutes": round(sum(one["minutes"] for one in adapters), 1),
+    }
 
 
 def main() -> None:
@@ -460,12 +481,12 @@ def main() -> None:
     if asked not in ("smoke", "evidence", "page"):
         raise SystemExit(__doc__)
     if asked == "smoke":
-        found = study(SMOKE)
         with tempfile.TemporaryDirectory() as folder:
-            write(found, Path(folder))
+            write(study(SMOKE, Path(folder)), Path(folder))
         return
     if asked == "evidence":
-        text = json.dumps(study(EVIDENCE), separators=(",", ":")) + "\n"
+        found = study(EVIDENCE, WORK)
+        text = json.dumps(found, separators=(",", ":")) + "\n"
         write_text(RESULTS, text)
     write(json.loads(RESULTS.read_text(encoding="utf-8")), HERE)
 
