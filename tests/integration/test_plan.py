@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_told_with_what_would_need_less(tmp_path, monkeypat
     assert "DOES NOT FIT" in outcome.out
     for change in ("batch_size=1", "gradient_checkpointing=true", "max_length=64"):
         assert change in outcome.out
-    assert "4-bit" in outcome.out
+    assert "storage=nf4-dq" in outcome.out
     assert not (tmp_path / "runs").exists()
 
 
