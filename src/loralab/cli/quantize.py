@@ -104,10 +104,11 @@ def lines(run: Run) -> list[str]:
     from loralab.cli import render
 
     made = run.read()["artefact"]
+    besides = "".join(f", and {name}" for name in made["besides"])
     size, told = made["bytes"]["measured"], made["bytes"]["predicted"]
     found = [
         f"stored   {made['storage']['name']}, {made['quantized']} of {made['linear']} "
-        f"linear modules quantized; engine {made['engine']}",
+        f"linear modules quantized{besides}; engine {made['engine']}",
         f"size     {render.size(size)} ({size:,} bytes; {told:,} predicted), "
         f"{made['of_fp32']:.1%} of fp32, {made['of_fp16']:.1%} of fp16",
     ]
@@ -134,7 +135,8 @@ def _certificate(run: Run) -> list[str]:
     found = [f"parity   {word}, against {content['predecessor']}"]
     rise = content["metrics"]["cross_entropy"]["difference"]
     found.append(
-        f"         KL {render.interval(content['kl'])} nats, top-1 agreement "
+        f"         KL {content['kl']['value']:.2g} nats (at most "
+        f"{content['kl']['high']:.2g}), top-1 agreement "
         f"{render.interval(content['top1'])}, cross-entropy "
         f"{render.interval(rise, sign=True)}, {content['rows']} test rows"
     )

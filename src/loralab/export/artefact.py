@@ -192,8 +192,9 @@ def _written(
         "storage": storage.model_dump(mode="json"),
         "engine": facts["engine"],
         "bytes": {"predicted": predicted, "measured": stored.bytes},
-        "quantized": len(stored.quantized),
+        "quantized": len(set(stored.quantized) & set(base.facts.linear)),
         "linear": len(base.facts.linear),
+        "besides": sorted(set(stored.quantized) - set(base.facts.linear)),
         "route": None,
         "survival": None,
     }
