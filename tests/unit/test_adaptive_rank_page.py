@@ -272,3 +272,8 @@ def test_runs_that_are_missing_are_told(made):
     first, *_, last = page.measured(broken)
     assert first == "**A study of size smoke: it proves nothing.**"
     assert last == "**3 runs have not ended, 1 have failed.**"
+
+
+def test_the_committed_page_says_what_the_committed_analysis_says(claim, elsewhere):
+    made = page.page(page.read(page.HERE / "analysis.json"), elsewhere, claim)
+    assert (page.HERE / "README.md").read_text(encoding="utf-8") == made
