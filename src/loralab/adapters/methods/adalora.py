@@ -75,8 +75,8 @@ def adalora_config(
 ) -> AdaLoraConfig:
     """Return PEFT's configuration.
 
-    Its `total_step` is a placeholder that no training has: `set_schedule` writes the
-    real one, and training refuses to begin on another.
+    PEFT wants `total_step` before the steps are known: `set_schedule` writes it when
+    they are, and training refuses to begin on any other number.
 
     Args:
         params: Ranks, alpha, dropout, importance.
@@ -106,5 +106,13 @@ def adalora_config(
     driver="loralab.training.adaptive",
 )
 def adalora(params: AdaLoRAParams, site: Site) -> Any:
-    """Return the base with AdaLoRA on it, of `init_rank` everywhere."""
-    return wrap(site, adalora_config(params, site.targets))
+    """Return the base with AdaLoRA on it, of `init_rank` everywhere.
+
+    PEFT 0.21.2 makes ``ranknum``, the constant that the scale is divided by, a trained
+    parameter where the base is not in fp32 on the CPU, and does not save it.
+    """
+    model = wrap(site, adalora_config(params, site.targets))
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+    return model
