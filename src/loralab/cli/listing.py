@@ -7,6 +7,13 @@ from typing import Any
 from typer.core import TyperCommand
 
 
+def _shown(value: Any) -> str:
+    """Return a default as it is typed."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def listing(kind: str, title: str) -> type[TyperCommand]:
     """Return a command whose help ends with every thing of a kind and its keys.
 
@@ -27,13 +34,11 @@ def listing(kind: str, title: str) -> type[TyperCommand]:
             lines = []
             for name in registry.names(kind):
                 fields = registry.get(kind, name).schema.model_fields
-                must = [f"{key}=…" for key, f in fields.items() if f.is_required()]
-                may = [
-                    f"[{key}={'' if f.default is None else f.default}]"
+                keys = [
+                    f"{key}={'…' if f.is_required() else _shown(f.default)}"
                     for key, f in fields.items()
-                    if not f.is_required()
                 ]
-                lines.append(f"{name}: {' '.join([*must, *may])}")
+                lines.append(f"{name}: {' '.join(keys)}")
             self.epilog = "\n\n".join([title, *lines])
             super().format_help(ctx, formatter)
 
