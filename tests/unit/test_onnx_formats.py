@@ -58,6 +58,20 @@ def test_int4_holds_the_rounded_matrices(params, tmp_path):
     assert predicted == pytest.approx(made[2].bytes, rel=0.01)
 
 
+def test_int4_holds_real_zeros(tmp_path):
+    base = decoder(num_key_value_heads=2, **BIG)
+    form, params, stored = store(base, tmp_path / "to", "onnx-int4", algorithm="affine")
+    found = dict(form.facts["values"](params, tmp_path / "to"))
+    for name in base.facts.linear:
+        weight = base.model.get_submodule(name).weight
+        wanted = form.facts["rounded"](params, weight)
+        torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-6)
+        symmetric = form.facts["rounded"](form.schema(), weight)
+        assert (weight - wanted).norm() < (weight - symmetric).norm()
+    predicted = form.facts["predict"](params, base.model, base.facts.linear)
+    assert predicted == pytest.approx(stored.bytes, rel=0.01)
+
+
 @pytest.mark.parametrize("params", INT8, ids=str)
 def test_int8_holds_the_rounded_matrices(params, tmp_path):
     base = bert()

@@ -30,9 +30,10 @@ NODES = 800
 """Bytes that the nodes of D add to a graph, about."""
 
 
-def shift_bytes(module: AffineLinear) -> int:
-    """Return the bytes of D, and about those of its nodes."""
-    return NODES + 4 * module.out_features * (module.in_features // module.group)
+def shift_bytes(module: Any, group: int) -> int:
+    """Return the bytes of D of a linear module, and about those of its nodes."""
+    rows, blocks = int(module.out_features), int(module.in_features) // group
+    return NODES + 4 * rows * blocks
 
 
 def put_affine(modules: Mapping[str, AffineLinear], folder: Path) -> None:

@@ -8,6 +8,8 @@ a weight, and 4 / block more with zeros. How s and z are found is the ``algorith
 ``default``   ONNX Runtime's: the entry of greatest size gets code 0 (15 with zeros)
 ``rtn``       round to nearest: s is 2 max|W| / 15 or, with zeros, (max − min) / 15
 ``k_quant``   llama.cpp's search for s and z of least weighted squared error; has zeros
+``affine``    (max − min) / 15 and a real z, by one product more with sums of inputs
+              over blocks (`loralab.quantization.onnx_affine`): slower, and nearer
 
 ``accuracy_level`` says in what the products are computed: 4 quantizes inputs to int8 in
 blocks (fast; about 0.5 % error of its own), 1 and 0 stay in fp32.
@@ -22,7 +24,9 @@ embedding that is tied to it (``head``). In float both are one matrix.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +36,8 @@ from numpy.typing import NDArray
 
 from loralab.errors import QuantizationError
 from loralab.quantization import onnx_decoder
-from loralab.quantization.linear import AffineLinear
+from loralab.quantization.affine import dequantize, quantize
+from loralab.quantization.linear import AffineLinear, quantize_modules
 from loralab.quantization.onnx_affine import put_affine, shift_bytes
 from loralab.quantization.onnx_decoder import linears, output_layer, shapes, tied
 from loralab.quantization.onnx_graph import (
@@ -53,7 +58,7 @@ class OnnxInt4Params(Params):
     block_size: Literal[16, 32, 64, 128] = 32
     """Inputs that share a scale."""
 
-    algorithm: Literal["default", "rtn", "k_quant"] = "default"
+    algorithm: Literal["default", "rtn", "k_quant", "affine"] = "default"
     """How scales and zeros are found."""
 
     accuracy_level: Literal[0, 1, 4] = 4
@@ -70,7 +75,9 @@ class OnnxInt4Params(Params):
 
     @property
     def zeros(self) -> bool:
-        """Whether zeros are stored."""
+        """Whether integer zeros are stored."""
+        if self.algorithm == "affine":
+            return False
         return not self.symmetric or self.algorithm == "k_quant"
 
 
@@ -105,7 +112,11 @@ def predict(
     floats = onnx_decoder.float_bytes(model, alone)
     if params.head and not tied(model):
         floats -= 4 * linears(model)[head].weight.numel()
-    shifts = sum(shift_bytes(module) for module in _affine(model, chosen).values())
+    shifted = {n: m.group for n, m in _affine(model, chosen).items()}
+    if params.algorithm == "affine":
+        shifted |= dict.fromkeys(names, params.block_size)
+    every = linears(model)
+    shifts = sum(shift_bytes(every[name], group) for name, group in shifted.items())
     slots = slot_bytes(shapes(model, names)) if params.slots else 0
     return codes + floats + shifts + slots + onnx_decoder.graph_bytes(model, chosen)
 
@@ -118,6 +129,8 @@ def _affine(model: Any, chosen: Sequence[str]) -> dict[str, AffineLinear]:
 
 def rounded(params: OnnxInt4Params, matrix: torch.Tensor) -> torch.Tensor:
     """Return the values of a matrix once stored (O × I), fp32."""
+    if params.algorithm == "affine":
+        return dequantize(quantize(matrix.float(), 4, params.block_size))
     w_OI = matrix.detach().float().numpy()
     block, width = params.block_size, w_OI.shape[1]
     with silent():
@@ -191,9 +204,12 @@ def write(params: OnnxInt4Params, source: Source, folder: Path, tell: Tell) -> S
     """
     chosen = _chosen(params, source.model, source.names)
     _check(params, source.model, chosen)
+    if params.algorithm == "affine":
+        source = _on_affine_codes(params, source)
+    affine = _affine(source.model, chosen)
     options = [
         f"block_size={params.block_size}",
-        f"algo_config={params.algorithm}",
+        f"algo_config={'default' if affine else params.algorithm}",
         f"accuracy_level={params.accuracy_level}",
         f"is_symmetric={str(params.symmetric).lower()}",
         f"shared_embeddings={str(tied(source.model)).lower()}",
@@ -201,12 +217,20 @@ def write(params: OnnxInt4Params, source: Source, folder: Path, tell: Tell) -> S
     onnx_decoder.build(
         source, folder, tell, precision="int4", quantized=chosen, options=options
     )
-    affine = _affine(source.model, chosen)
     if affine:
         put_affine(affine, folder)
     if params.slots:
         put_slots(source.names, folder)
     return Stored(weight_files(folder), Graph(folder).require(chosen))
+
+
+def _on_affine_codes(params: OnnxInt4Params, source: Source) -> Source:
+    """Return the source with its named modules on affine codes; a copy."""
+    model = copy.deepcopy(source.model)
+    every = linears(model)
+    left = [name for name in source.names if not isinstance(every[name], AffineLinear)]
+    quantize_modules(model, left, 4, params.block_size)
+    return replace(source, model=model)
 
 
 def _check(params: OnnxInt4Params, model: Any, chosen: Sequence[str]) -> None:
