@@ -61,6 +61,9 @@ class PipelineConfig(Strict):
         description="how the base of stage 1 is stored",
     )
     quantized: StorageConfig = Field(description="the format of stages 2 and 4")
+    with_adapter: StorageConfig | None = Field(
+        None, description="the format of stage 4, where its route asks for another"
+    )
     route: RouteConfig | None = Field(
         None, description="of stage 4; null: the usual one of the adapter's method"
     )
@@ -168,7 +171,8 @@ class CompleteTrainingPipeline:
     def stage4_quantize_lora_model(self) -> Run:
         """Store base and adapter in the chosen format, by the route, and measure it."""
         adapter = self.stage3_train_lora_model()
-        return self._stored(adapter, self.config.quantized, self.config.route)
+        storage = self.config.with_adapter or self.config.quantized
+        return self._stored(adapter, storage, self.config.route)
 
     def _stored(
         self,

@@ -26,6 +26,12 @@ def _interval(found: Mapping[str, float] | None) -> Interval | None:
     return Interval(found["value"], found["low"], found["high"]) if found else None
 
 
+def _called(found: Comparison) -> dict[str, str]:
+    """Return what each run is called: its stage in a pipeline, else its id."""
+    stages = {run: stage for stage, run in found.get("stages", {}).items()}
+    return {one["run"]: stages.get(one["run"], one["run"]) for one in found["records"]}
+
+
 def _form(record: Mapping[str, Any]) -> str:
     """Return how a run's weights are stored, in a word."""
     return str(record["storage"]["name"]) if record["kind"] == "artefact" else "adapter"
@@ -41,12 +47,12 @@ def _size(record: Mapping[str, Any]) -> float:
 def quality(found: Comparison) -> Table:
     """Return size and quality of every run, and its paired difference to the first."""
     gaps = {pair["second"]: pair for pair in found["paired"]}
-    records = found["records"]
+    records, called = found["records"], _called(found)
     metric, share = records[0]["metric"], records[0]["confidence"]
     rows: list[list[Cell]] = []
     for record in records:
         whole = 2 * record["parameters"]
-        row: list[Cell] = [record["run"], _form(record), _size(record) / MEGA]
+        row: list[Cell] = [called[record["run"]], _form(record), _size(record) / MEGA]
         row += [100 * _size(record) / whole, _interval(record["values"]["adapter"])]
         row.append(_interval(gaps.get(record["run"])))
         kept = record.get("kept")
@@ -87,13 +93,14 @@ def speed(found: Comparison) -> Table | None:
     timed = found.get("latency")
     if not timed:
         return None
-    batches = timed["batches"]
+    batches, called = timed["batches"], _called(found)
     quantities = list(next(iter(next(iter(batches.values())).values())))
     rows: list[list[Cell]] = []
     for batch, by_name in batches.items():
         for name, values in by_name.items():
             engine = timed["engines"][name]
-            row: list[Cell] = [batch.removeprefix("batch "), name, engine["engine"]]
+            row: list[Cell] = [batch.removeprefix("batch "), called[name]]
+            row.append(engine["engine"])
             row += [str(engine["kernel"]), str(engine["threads"])]
             rows.append(row + [_interval(values[one]) for one in quantities])
     columns = [Column("batch"), Column("run"), Column("engine"), Column("kernel")]
@@ -113,9 +120,10 @@ def memory(found: Comparison) -> Table | None:
     measured = found.get("footprint")
     if not measured:
         return None
+    called = _called(found)
     rows: list[list[Cell]] = [
         [
-            name,
+            called[name],
             one["load_seconds"],
             one["peak_bytes"] / MEGA,
             (one["peak_bytes"] - one["before_bytes"]) / MEGA,
@@ -137,12 +145,13 @@ def answers(found: Comparison) -> Table | None:
     said = found.get("answers")
     if not said:
         return None
-    names = list(said[0]["answers"])
+    names, called = list(said[0]["answers"]), _called(found)
     rows: list[list[Cell]] = [
         [_text(one["input"]), *(_text(one["answers"][name]) for name in names)]
         for one in said
     ]
-    return Table("Answers", [Column("input"), *map(Column, names)], rows)
+    columns = [Column("input"), *(Column(called[name]) for name in names)]
+    return Table("Answers", columns, rows)
 
 
 def _text(value: Any) -> str:
@@ -161,9 +170,9 @@ def trade_off(found: Comparison) -> Figure:
     """Return the figure of size against quality, with the front of the best."""
     from loralab.reporting.figures import Point, pareto
 
-    records = found["records"]
+    records, called = found["records"], _called(found)
     points = [
-        Point(record["name"], _size(record) / MEGA, value, _form(record))
+        Point(called[record["run"]], _size(record) / MEGA, value, _form(record))
         for record in records
         if (value := _interval(record["values"]["adapter"]))
     ]
