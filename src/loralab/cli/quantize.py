@@ -138,7 +138,8 @@ def _certificate(run: Run) -> list[str]:
         f"         KL {content['kl']['value']:.2g} nats (at most "
         f"{content['kl']['high']:.2g}), top-1 agreement "
         f"{render.interval(content['top1'])}, cross-entropy "
-        f"{render.interval(rise, sign=True)}, {content['rows']} test rows"
+        f"{render.interval(rise, sign=True)}, {content['rows']} "
+        f"{content['split']} rows"
     )
     for check in content["checks"]:
         if not check["passed"]:

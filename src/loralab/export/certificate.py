@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from loralab.errors import ExportError
 from loralab.evaluation.evaluate import split_of
 from loralab.export.parity import Tolerance, certify
 from loralab.export.subject import Subject
@@ -29,12 +30,24 @@ def certify_run(
     Args:
         run: The artefact's.
         subject: What it was made of.
-        rows: Test rows at most; the first ones, which are in random order.
+        rows: Test rows at most; the first ones, which are in random order. Where there
+            are none, validation rows.
         tolerance: What must hold.
         tell: Told of progress.
+
+    Raises:
+        ExportError: neither are there.
     """
-    test = split_of(run, subject.loaded, "test")
-    chosen = test.select(range(min(rows, len(test))))
+    there = [name for name in ("test", "validation") if name in subject.data["sizes"]]
+    if not there:
+        raise ExportError(
+            "no rows to certify the artefact on: the data has neither test nor "
+            "validation rows",
+            where=run.id,
+            fix="set data.test_fraction, or make no certificate with --rows 0",
+        )
+    found = split_of(run, subject.loaded, there[0])
+    chosen = found.select(range(min(rows, len(found))))
 
     def progress(what: str, done: int, of: int) -> None:
         about = f"certificate, {what}"
@@ -48,7 +61,7 @@ def certify_run(
         tolerance,
         progress,
     )
-    about = {"artefact": run.id, "predecessor": subject.name}
+    about = {"artefact": run.id, "predecessor": subject.name, "split": there[0]}
     content = {**about, **made, "environment": environment()}
     write_json(run.path / "parity.json", content)
     run.update(parity=made["passed"])

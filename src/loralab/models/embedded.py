@@ -13,6 +13,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -21,7 +22,7 @@ from loralab.errors import ModelError, nearest
 from loralab.models.quiet import quiet_libraries
 from loralab.runs.files import atomic_directory, sha256_file
 
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 
 
 def _smollm2(source: Path, target: Path) -> None:
@@ -45,9 +46,23 @@ def _smollm2(source: Path, target: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
+    _split_digits(tokenizer)
     tokenizer.model_max_length = config.max_position_embeddings
     plain.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """Let each digit be a token, as SmolLM2's own tokenizer does.
+
+    A GGUF file names its rule (``smollm``), and transformers' reader passes over it:
+    spaces before a digit would get other ids than in training.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
 
 
 def _minilm(source: Path, target: Path) -> None:
