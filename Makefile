@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
+# One process a core, a file's tests in one of them; threads are shared out in conftest.py.
+PARALLEL := --numprocesses=logical --dist=loadfile
 
 .venv/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
@@ -27,10 +29,10 @@ lint: setup
 	$(BIN)/python tests/limits.py
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-all: setup
-	$(BIN)/pytest -m "slow or not slow"
+	$(BIN)/pytest $(PARALLEL) -m "slow or not slow"
 
 test-cov: setup
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered

@@ -1,8 +1,16 @@
 """Two real runs that many tests read; nobody may change them (copy them first)."""
 
+import os
+
 import pytest
 
-from loralab import compose, train
+# Before torch is imported: processes that test side by side share the cores. Two that
+# each start a thread a core wait for one another, and are many times slower.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_threads = max(1, (os.cpu_count() or 1) // _workers)
+os.environ.setdefault("OMP_NUM_THREADS", str(_threads))
+
+from loralab import compose, train  # noqa: E402
 
 CLASSIFY = [
     "data.max_rows={train: 96, validation: 32, test: 64}",

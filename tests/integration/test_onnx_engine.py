@@ -10,7 +10,7 @@ from torch import nn
 from loralab.data.examples import Examples
 from loralab.errors import AdapterError, ExportError, ModelError
 from loralab.inference.generate import encode, generate, stream
-from loralab.inference.load import LoadedAdapter
+from loralab.inference.load import Loaded
 from loralab.inference.predict import predict
 from loralab.models.numerics import Numerics
 from loralab.quantization.onnx_graph import MODEL, values
@@ -161,8 +161,8 @@ def test_predict_with_a_probe(tmp_path):
 def test_generate_and_stream_are_torchs(lms):
     base, stored = lms
     folder, model = stored["onnx-fp32"]
-    ours = LoadedAdapter(opened(folder), base, None)
-    theirs = LoadedAdapter(model, base, None)
+    ours = Loaded(opened(folder), base, None)
+    theirs = Loaded(model, base, None)
     want = generate(theirs, TEXTS, 3, max_new_tokens=8)
     assert generate(ours, TEXTS, 3, max_new_tokens=8) == want
     told = "".join(stream(ours, TEXTS[0], max_new_tokens=8, temperature=0))
@@ -185,7 +185,7 @@ def test_a_row_of_a_batch_ends_alone(lms):
 
 def test_samples_follow_torchs_seed(lms):
     base, stored = lms
-    adapter = LoadedAdapter(opened(stored["onnx-fp32"][0]), base, None)
+    adapter = Loaded(opened(stored["onnx-fp32"][0]), base, None)
 
     def sampled(seed):
         torch.manual_seed(seed)

@@ -193,6 +193,7 @@ def test_a_plan_knows_what_the_base_takes(name, llama):
     assert totals[0] == totals[1]
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_quantized_base_needs_less():
     wide = [*SMALL, "model.path=embedded:smollm2-135m-instruct"]
     config = compose("chatterbot", wide)
