@@ -32,7 +32,7 @@ def record(run: Run, split: str) -> dict[str, Any]:
         raise RunError(
             f"has no finished evaluation of {split} rows",
             where=str(run.path),
-            fix="finish it with --resume, or measure it: `loralab evaluate`, or --quality",
+            fix="finish it with --resume, or measure it: `loralab evaluate`",
         )
     metric = result["primary"]
     return {
