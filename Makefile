@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 # One process a core, a file's tests in one of them; threads are shared out in conftest.py.
-PARALLEL := --numprocesses=logical --dist=loadfile
+PARALLEL := --numprocesses=logical --dist=loadfile --no-loadscope-reorder
 
 .venv/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv

@@ -41,6 +41,7 @@ def whole(tmp_path_factory):
     return made, made.run()
 
 
+@pytest.mark.slow
 def test_every_stage_is_a_run_that_was_measured(whole):
     made, found = whole
     assert list(found["stages"]) == STAGES
@@ -58,6 +59,7 @@ def test_every_stage_is_a_run_that_was_measured(whole):
     }
 
 
+@pytest.mark.slow
 def test_it_is_told_on_a_page(whole):
     made, found = whole
     text = (made.path / "comparison.md").read_text()
@@ -68,6 +70,7 @@ def test_it_is_told_on_a_page(whole):
     assert "<svg" in (made.path / "comparison.html").read_text()
 
 
+@pytest.mark.slow
 def test_again_takes_no_step(whole):
     made, found = whole
     told = []

@@ -66,6 +66,7 @@ def test_a_plan_counts_what_the_run_then_counts(setup, minilm_run, smollm2_run):
     assert not found.remedies
 
 
+@pytest.mark.slow
 def test_more_rows_a_batch_and_more_tokens_need_more_memory():
     def peak(*changes):
         return plan(compose("trec-6", [*CLASSIFY, *changes]), timed=False).memory
@@ -100,6 +101,7 @@ def huge(folder):
     file.write_text(json.dumps({**config, "num_hidden_layers": 4}), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_would_need_less(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     huge(tmp_path / "huge")

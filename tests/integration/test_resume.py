@@ -89,6 +89,7 @@ def finish(run, uninterrupted):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_two_kills(tmp_path, uninterrupted):
     assert kill_and_resume(SHORT, tmp_path, uninterrupted) == 2
 

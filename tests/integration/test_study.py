@@ -56,6 +56,7 @@ def done(tmp_path_factory):
     return study, analyse(study)
 
 
+@pytest.mark.slow
 def test_a_better_arm_is_found_better_and_an_equal_one_equal(done):
     _, analysis = done
     (moving,) = analysis["comparisons"]
@@ -68,6 +69,7 @@ def test_a_better_arm_is_found_better_and_an_equal_one_equal(done):
     assert all(one["held"] for one in analysis["controls"])
 
 
+@pytest.mark.slow
 def test_every_number_of_the_analysis_is_that_of_its_runs(done):
     study, analysis = done
     by = {(one["arm"], one["seed"]): one for one in analysis["runs"]}
@@ -84,6 +86,7 @@ def test_every_number_of_the_analysis_is_that_of_its_runs(done):
     assert floor["largest_pair"] == pytest.approx(max(values) - min(values))
 
 
+@pytest.mark.slow
 def test_analysis_needs_the_runs_and_nothing_else(done, tmp_path, monkeypatch):
     study, analysis = done
     moved = tmp_path / "elsewhere"
@@ -96,6 +99,7 @@ def test_analysis_needs_the_runs_and_nothing_else(done, tmp_path, monkeypatch):
         moved.rename(study.runs_dir)
 
 
+@pytest.mark.slow
 def test_the_difference_it_can_see_comes_from_its_own_pairs(done, tmp_path):
     study, _ = done
     (seen,) = detectable(study)
@@ -119,6 +123,7 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in names]
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_that_needs_no_network(done, tmp_path):
     study, analysis = done
     out = loralab("study", "report", study.path, "--out", tmp_path)
@@ -140,6 +145,7 @@ def test_the_report_is_one_file_that_needs_no_network(done, tmp_path):
         assert (tmp_path / "figures" / f"differences.{suffix}").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_verbs_say_what_the_study_shows(done):
     study, _ = done
     again = loralab("study", "run", study.path)
@@ -171,6 +177,7 @@ def test_unequal_budgets_are_refused_before_anything_is_trained(tmp_path):
     check_budgets(study, {(e.data, e.arm): e.budgets for e in entries})
 
 
+@pytest.mark.slow
 def test_runs_that_did_not_spend_the_same_are_refused(done):
     study, _ = done
     same = {"trainable": 100.0, "steps": 6.0, "tokens": 1000.0}

@@ -116,6 +116,7 @@ def test_same_configuration_finds_its_run(minilm_run):
     assert (minilm_run.path / "run.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_force_keeps_the_old_run_and_the_seed_repeats_it(minilm_run, tmp_path):
     short = [*CLASSIFY, "training.max_steps=3"]
     first = train(compose("trec-6", short), tmp_path)

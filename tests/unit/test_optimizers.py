@@ -102,6 +102,7 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path):
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_as_if_it_had_not_been_killed(tmp_path):
     config = compose("trec-6", [*EIGHT, WIDE, "training.save_steps=2"])
     whole = train(config, tmp_path / "whole")
@@ -116,6 +117,7 @@ def test_a_resumed_training_ends_as_if_it_had_not_been_killed(tmp_path):
     assert (copy.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_8_bit_is_not_32_bit_in_a_training(tmp_path):
     config = compose("trec-6", [*EIGHT, WIDE])
     other = compose("trec-6", [*EIGHT, WIDE, "training.optim=adamw_torch"])
