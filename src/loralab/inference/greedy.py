@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loralab.inference.load import Loaded
+from loralab.models.quiet import quiet_libraries
 
 NEVER = -1
 """No token's id: generation then runs to its full length."""
@@ -67,7 +68,8 @@ def _in_torch(
             on_token()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
-    with torch.inference_mode(), numerics.autocast():
+    # transformers warns of an end that never comes, which is what is meant
+    with torch.inference_mode(), numerics.autocast(), quiet_libraries():
         out_BT = adapter.model.generate(
             input_ids=ids_BT.to(numerics.device),
             attention_mask=mask_BT.to(numerics.device),
