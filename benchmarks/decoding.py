@@ -8,6 +8,7 @@ nothing is said of quality here.)
 
     python benchmarks/decoding.py            # some 10 minutes
     python benchmarks/decoding.py 512 64     # prompt tokens, new tokens
+    python benchmarks/decoding.py ratios     # from the results that are kept
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ FORMS: dict[str, tuple[str, list[str]]] = {
     "llama.cpp Q4_0": ("gguf", ["type=q4_0"]),
     "llama.cpp Q4_1": ("gguf", ["type=q4_1"]),
 }
+FLOAT_OF = {"onnx": "onnx fp32", "llama.cpp": "llama.cpp F16"}
+"""Engine -> its base in float."""
 BEST_OF = ("llama.cpp Q4_0", "llama.cpp Q4_1")
 
 
@@ -82,27 +85,34 @@ def measured(runs: dict[str, Run], prompt: int, new: int) -> dict[str, Any]:
 
 
 def ratios(timed: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the decode rates over transformers bf16 and over the best llama.cpp."""
+    """Return decode rates over transformers bf16, an engine's float, llama.cpp."""
     found: dict[str, dict[str, float]] = {}
     for batch, values in timed["batches"].items():
         rate = {k: v["decode_tokens_per_second"]["value"] for k, v in values.items()}
         best = [rate[name] for name in BEST_OF if name in rate]
-        plain = rate["transformers bf16"]
+        over = {"transformers bf16": rate["transformers bf16"]}
+        if best:
+            over["best llama.cpp"] = max(best)
         found[batch] = {
-            f"decode, {name} / transformers bf16": one / plain
+            f"decode, {name} / {other}": one / value
+            for other, value in over.items()
             for name, one in rate.items()
         }
-        if best:
-            found[batch] |= {
-                f"decode, {name} / best llama.cpp": rate[name] / max(best)
-                for name in rate
-                if name.startswith("onnx")
-            }
+        found[batch] |= {
+            f"decode, {name} / {base}": rate[name] / rate[base]
+            for engine, base in FLOAT_OF.items()
+            for name in rate
+            if name.startswith(engine) and base in rate and name != base
+        }
     return found
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print and keep; or work the ratios out anew."""
+    if sys.argv[1:] == ["ratios"]:
+        kept = json.loads(OUT.read_text(encoding="utf-8"))
+        write_json(OUT, {**kept, "ratios": ratios(kept)})
+        return
     prompt, new = (int(x) for x in sys.argv[1:3]) if len(sys.argv) > 2 else (128, 64)
     with tempfile.TemporaryDirectory() as folder:
         runs = made(Path(folder))
