@@ -7,6 +7,7 @@ import pytest
 from loralab.config import compose
 from loralab.errors import RunError
 from loralab.runs import FORMAT_VERSION, Run, find_run, list_runs
+from loralab.runs.environment import peak_memory_bytes
 from loralab.runs.files import (
     atomic_directory,
     atomic_file,
@@ -264,3 +265,11 @@ def test_evaluations_are_read_by_split(tmp_path):
         write_json(run.path / "eval" / f"{split}.json", {"split": split})
     assert set(run.evaluations()) == {"test", "validation"}
     assert run.evaluations()["test"] == {"split": "test"}
+
+
+def test_a_process_does_not_count_the_memory_of_the_one_that_started_it():
+    held = bytearray(400_000_000)
+    held[::4096] = b"x" * len(held[::4096])  # touched, so resident
+    code = "from loralab.runs.environment import peak_memory_bytes as p; print(p())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 0 < int(done.stdout) < 300_000_000 < peak_memory_bytes()
