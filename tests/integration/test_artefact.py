@@ -64,6 +64,21 @@ def test_the_same_call_finds_it(stored, minilm_run, folder, monkeypatch):
     assert quantize(minilm_run, INT8, runs_dir=folder).path == stored.path
 
 
+def test_the_usual_route_by_its_name_is_the_same(stored, minilm_run, folder):
+    usual = RouteConfig(name="merge-then-quantize")
+    assert quantize(minilm_run, INT8, usual, runs_dir=folder).path == stored.path
+
+
+def test_a_certificate_that_was_left_out_is_made_when_asked(
+    minilm_run, tmp_path, monkeypatch
+):
+    run = quantize(minilm_run, INT8, runs_dir=tmp_path, rows=0)
+    assert run.status == "complete" and not (run.path / "parity.json").exists()
+    monkeypatch.setattr(artefact, "_store", lambda *_: pytest.fail("stored twice"))
+    assert quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16).path == run.path
+    assert run.status == "complete" and run.read()["parity"] is True
+
+
 def test_it_answers_as_the_adapter_does(stored, minilm_run):
     ours, theirs = (InferencePipeline.from_run(r)(TEXTS) for r in (stored, minilm_run))
     for one, other in zip(ours, theirs, strict=True):

@@ -10,6 +10,7 @@ from torch import nn
 from loralab.data.examples import Examples
 from loralab.errors import AdapterError, ExportError, ModelError
 from loralab.inference.generate import encode, generate, stream
+from loralab.inference.greedy import greedy
 from loralab.inference.load import Loaded
 from loralab.inference.predict import predict
 from loralab.models.numerics import Numerics
@@ -135,6 +136,20 @@ def test_greedy_answers_are_torchs(form, lms):
 def examples(base, **extra):
     ids = base.processor(TEXTS)["input_ids"]
     return Examples(ids, ids, list(range(len(ids))), "next-token", **extra)
+
+
+def test_the_end_of_an_answer_is_in_it_in_no_engine(tmp_path):
+    base = decoder()
+    (ids,) = base.processor(TEXTS[:1])["input_ids"]
+    eos = base.processor.eos_token_id
+    with torch.no_grad():  # the end is what the model would say first
+        logits = base.model(torch.tensor([ids])).logits[0, -1]
+        rows = base.model.get_input_embeddings().weight
+        rows[eos] = 1.5 * rows[logits.argmax()]
+    store(base, tmp_path / "to", "onnx-fp32")
+    assert logits.max() > 0 and eos not in ids
+    for model in (base.model, opened(tmp_path / "to")):
+        assert greedy(Loaded(model, base, None), [ids], 5) == [[]]
 
 
 @pytest.mark.parametrize("capacity", [None, 40])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from loralab.cli.options import RunsDir
-
-if TYPE_CHECKING:
-    from loralab.publishing.publish import TargetConfig
 
 
 def publish(
@@ -37,10 +34,12 @@ def publish(
     """
     from loralab.cli import render
     from loralab.cli.progress import PublishProgress
+    from loralab.config.named import named
+    from loralab.publishing.publish import TargetConfig
     from loralab.publishing.publish import publish as send
     from loralab.runs import find_run
 
-    config = _config(target, params or [])
+    config = named(TargetConfig, target, params or [], str)
     progress = PublishProgress(render.console(stderr=json_output))
     try:
         receipt = send(
@@ -54,21 +53,6 @@ def publish(
         progress.close()
     if json_output:
         typer.echo(json.dumps(receipt))
-
-
-def _config(target: str, params: list[str]) -> TargetConfig:
-    from loralab.errors import ConfigError
-    from loralab.publishing.publish import target_config
-
-    given: dict[str, str] = {}
-    for text in params:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"{text!r} is not key=value")
-        if key in given:
-            raise ConfigError(f"{key} is given twice")
-        given[key] = value
-    return target_config(target, given)
 
 
 def unpack(

@@ -119,6 +119,8 @@ def lines(run: Run) -> list[str]:
             f"adapter  {survival['kept']:.1%} kept by {made['route']} (least, "
             f"{least:.1%}, in {worst}); it is {survival['size']:.2%} of the weights"
         )
+        if made["beside"]:
+            found[-1] += f"; beside, {made['products']} products more a pass"
     found += _certificate(run)
     return [*found, f"run      {run.path}"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -15,27 +15,44 @@ from loralab.errors import ConfigError
 Chosen = TypeVar("Chosen", bound=Named)
 
 
-def named(schema: type[Chosen], name: str, pairs: Sequence[str] = ()) -> Chosen:
-    """Return what is chosen by name, with its params.
+def named(
+    schema: type[Chosen],
+    name: str,
+    pairs: Sequence[str] = (),
+    read: Callable[[str], Any] = yaml.safe_load,
+) -> Chosen:
+    """Return what is chosen by name, with the params of a command line.
 
     Args:
         schema: Of which kind, such as `StorageConfig`.
         name: Its name.
-        pairs: ``key=value``, the value as YAML reads it.
+        pairs: ``key=value``.
+        read: Makes a value of its text; `str` where an id of digits is still a text.
 
     Raises:
         ConfigError: no such name, or params that it does not have; all at once.
     """
-    params = {}
+    params: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"{pair!r} is not key=value")
+        if key in params:
+            raise ConfigError(f"{key} is given twice")
         try:
-            params[key] = yaml.safe_load(value)
+            params[key] = read(value)
         except yaml.YAMLError:
             raise ConfigError(f"{value!r} cannot be read", where=key) from None
-    raw = {"name": name, "params": params}
+    return chosen(schema, name, params)
+
+
+def chosen(schema: type[Chosen], name: str, params: Mapping[str, Any]) -> Chosen:
+    """Return what is chosen by name, with checked params.
+
+    Raises:
+        ConfigError: no such name, or params that it does not have; all at once.
+    """
+    raw = {"name": name, "params": dict(params)}
     try:
         return schema.model_validate(raw)
     except ValidationError as error:

@@ -89,6 +89,15 @@ class Rows:
         """Return the number of rows of each split."""
         return {name: len(rows) for name, rows in self.splits.items()}
 
+    def record(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of the rows."""
+        return {
+            "fingerprint": self.fingerprint,
+            "sizes": self.sizes(),
+            "report": asdict(self.report),
+            "locks": self.locks,
+        }
+
 
 def _sha(*parts: object) -> str:
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)

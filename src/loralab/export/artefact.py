@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,22 @@ CLOSE = 0.01
 """Predicted and measured bytes may differ by this share."""
 
 
-def route_of(what: Run | ExperimentConfig, asked: RouteConfig | None) -> str | None:
-    """Return the usual route of a run's adapter, or None for a base alone.
+def usual_route(run: Run) -> str:
+    """Return the route that an adapter takes unless another is asked for."""
+    own = run.config.peft.name
+    return "qa-lora" if own == "qa-lora" else "merge-then-quantize"
+
+
+def route_of(
+    what: Run | ExperimentConfig, asked: RouteConfig | None
+) -> RouteConfig | None:
+    """Return the route that is taken; None of a base alone.
 
     Raises:
         ExportError: a route is asked for where there is no adapter.
     """
     if isinstance(what, Run):
-        own = what.config.peft.name
-        return "qa-lora" if own == "qa-lora" else "merge-then-quantize"
+        return asked or RouteConfig(name=usual_route(what))
     if asked is not None:
         raise ExportError("a base alone takes no route", where="--route")
     return None
@@ -61,17 +67,22 @@ def route_of(what: Run | ExperimentConfig, asked: RouteConfig | None) -> str | N
 def identity(
     what: Run | ExperimentConfig, storage: StorageConfig, route: RouteConfig | None
 ) -> tuple[str, str]:
-    """Return the name and the digest of the artefact's run."""
-    usual = route_of(what, route)
+    """Return the name and the digest of the artefact's run.
+
+    Args:
+        what: What is stored.
+        storage: The format and its params.
+        route: As `route_of` returns it.
+    """
     if isinstance(what, Run):
         made_of = sha256_file(what.require_adapter() / WEIGHTS)
         parts = [what.config.name, storage.name]
-        parts += [route.name] if route and route.name != usual else []
+        parts += [route.name] if route and route.name != usual_route(what) else []
     else:
         made_of = what.hash
         parts = [what.name, "base", storage.name]
-    chosen = route.model_dump(mode="json") if route else usual
-    content = [made_of, storage.model_dump(mode="json"), chosen]
+    chosen = [one.model_dump(mode="json") for one in (storage, route) if one]
+    content = [made_of, *chosen]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return "-".join(parts)[:64], digest[:10]
 
@@ -108,10 +119,12 @@ def quantize(
             what it should be.
     """
     tell = on_event or (lambda _: None)
+    route = route_of(what, route)
     name, digest = identity(what, storage, route)
     run = Run(Path(runs_dir) / f"{name}-{digest}")
     there = (run.path / "run.json").is_file()
-    if there and not force and run.status == "complete":
+    certified = not rows or (run.path / "parity.json").is_file()
+    if there and not force and run.status == "complete" and certified:
         tell({"event": "found", "run": str(run.path)})
         return run
     if there and force:
@@ -124,9 +137,7 @@ def quantize(
         create(config, Path(runs_dir), "artefact", digest)
         try:
             if not (run.path / "artefact").is_dir():  # else a kill came after it
-                usual = route_of(what, route)
-                taken = route or (RouteConfig(name=usual) if usual else None)
-                _store(run, subject, storage, taken, tell)
+                _store(run, subject, storage, route, tell)
             _describe(run, subject)
             if rows:
                 certify_run(run, subject, rows, tolerance or Tolerance(), tell)
@@ -218,6 +229,7 @@ def _kept(
     return {
         "route": routed.route,
         "beside": BESIDE if routed.beside else None,
+        "products": routed.extra_products,
         "survival": survival.as_dict() if survival else None,
     }
 
@@ -277,12 +289,7 @@ def _describe(run: Run, subject: Subject) -> None:
     run.update(
         task=subject.config.task.name,
         task_state=subject.state,
-        base={
-            "path": base.path,
-            "revision": base.revision,
-            "fingerprint": base.fingerprint,
-            **{k: v for k, v in asdict(base.facts).items() if k != "linear"},
-        },
+        base=base.record(),
         data=subject.data,
         artefact={k: v for k, v in note.items() if k not in left_out},
         environment=environment(),

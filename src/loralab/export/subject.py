@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from loralab.adapters.files import read_note
@@ -56,10 +56,4 @@ def subject_of(what: Run | ExperimentConfig) -> Subject:
     model = what.model.model_copy(update={"device": "cpu", "storage": None})
     base = load_base(model, task.head, state.get("labels", ()))
     task.prepare(base.processor)
-    data = {
-        "fingerprint": rows.fingerprint,
-        "sizes": rows.sizes(),
-        "report": asdict(rows.report),
-        "locks": rows.locks,
-    }
-    return Subject(Loaded(base.model, base, task), what, None, state, data)
+    return Subject(Loaded(base.model, base, task), what, None, state, rows.record())

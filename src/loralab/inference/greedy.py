@@ -37,12 +37,14 @@ def greedy(
             or runs on, so that all engines do the same work.
         on_token: Told of every token.
     """
+    given = [list(ids) for ids in prompts]
     if hasattr(adapter.model, "greedy"):  # an engine with a loop of its own
-        found: list[list[int]] = adapter.model.greedy(
-            [list(ids) for ids in prompts], new_tokens, on_token, stop
-        )
-        return found
-    return _in_torch(adapter, prompts, new_tokens, stop, on_token)
+        said = adapter.model.greedy(given, new_tokens, on_token, stop)
+    else:
+        said = _in_torch(adapter, given, new_tokens, stop, on_token)
+    eos = adapter.base.processor.eos_token_id
+    # some engines keep the end in the answer
+    return [ids[: ids.index(eos)] if stop and eos in ids else ids for ids in said]
 
 
 def _in_torch(
@@ -55,7 +57,6 @@ def _in_torch(
     import torch
 
     processor, numerics = adapter.base.processor, adapter.base.numerics
-    eos = processor.eos_token_id
     width = max(len(ids) for ids in prompts)
     ids_BT = torch.full((len(prompts), width), processor.pad_token_id)
     mask_BT = torch.zeros_like(ids_BT)
@@ -77,8 +78,8 @@ def _in_torch(
             do_sample=False,
             use_cache=True,
             pad_token_id=processor.pad_token_id,
-            eos_token_id=eos if stop else NEVER,
+            eos_token_id=processor.eos_token_id if stop else NEVER,
             stopping_criteria=[told],
         )
-    written = out_BT[:, width:].tolist()
-    return [ids[: ids.index(eos)] if stop and eos in ids else ids for ids in written]
+    written: list[list[int]] = out_BT[:, width:].tolist()
+    return written

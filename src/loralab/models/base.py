@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,16 @@ class LoadedModel:
     revision: str | None
     fingerprint: str
     storage: StorageConfig | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of the base."""
+        return {
+            "path": self.path,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "storage": self.storage and self.storage.model_dump(mode="json"),
+            **{k: v for k, v in asdict(self.facts).items() if k != "linear"},
+        }
 
 
 def resolve_source(config: ModelConfig, weights: bool = True) -> Source:

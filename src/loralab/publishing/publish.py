@@ -10,10 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock
-from pydantic import ValidationError
 
 from loralab import registry
-from loralab.config.problems import config_errors
+from loralab.config.named import chosen
 from loralab.config.schema import Named
 from loralab.errors import PublishingError
 from loralab.publishing.files import collect
@@ -41,11 +40,7 @@ def target_config(name: str, params: Mapping[str, Any]) -> TargetConfig:
     Raises:
         ConfigErrors: no such target, an unknown key, a wrong value; all at once.
     """
-    raw = {"name": name, "params": dict(params)}
-    try:
-        return TargetConfig.model_validate(raw)
-    except ValidationError as error:
-        raise config_errors(error, raw, root=TargetConfig) from None
+    return chosen(TargetConfig, name, params)
 
 
 def publish(

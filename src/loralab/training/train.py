@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loralab.adapters.files import load_weights, save_adapter, told
+from loralab.adapters.files import load_weights, save_adapter
 from loralab.config import ExperimentConfig
 from loralab.config.arguments import to_training_arguments
 from loralab.data.examples import get_preprocessor
@@ -232,20 +232,9 @@ def _describe(
         status="running",
         task=prepared.config.task.name,
         task_state=prepared.task_state,
-        base={
-            "path": base.path,
-            "revision": base.revision,
-            "fingerprint": base.fingerprint,
-            "storage": told(base.storage),
-            **{k: v for k, v in asdict(base.facts).items() if k != "linear"},
-        },
+        base=base.record(),
         numerics=asdict(base.numerics),
-        data={
-            "fingerprint": prepared.rows.fingerprint,
-            "sizes": prepared.rows.sizes(),
-            "report": asdict(prepared.rows.report),
-            "locks": prepared.rows.locks,
-        },
+        data=prepared.rows.record(),
         seeds={
             "training": prepared.config.training.seed,
             "data": prepared.config.data.seed,

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from loralab.quantization.formats._bitsandbytes import BLOCK, NESTED
 from loralab.quantization.formats._files import Layout
-
-BLOCK = 64
 
 
 class _Product(torch.autograd.Function):
@@ -82,7 +81,7 @@ class Linear4bit(bnb.Linear4bit):  # type: ignore[misc, name-defined]
         absmax = self.absmax
         if hasattr(self, "nested_absmax"):
             absmax = torch.ops.bitsandbytes.dequantize_blockwise(
-                absmax, self.nested_absmax, self.nested_quant_map, 256, torch.float32
+                absmax, self.nested_absmax, self.nested_quant_map, NESTED, torch.float32
             )
         shape = (self.out_features, self.in_features)
         made: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit(
