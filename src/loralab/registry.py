@@ -38,6 +38,7 @@ PACKAGES = {
     "engine": "loralab.inference.engines",
     "route": "loralab.export.routes",
     "publishing target": "loralab.publishing.targets",
+    "merge method": "loralab.merging.methods",
 }
 
 T = TypeVar("T")

@@ -101,6 +101,12 @@ class RouteConfig(_Bare):
     kind = "route"
 
 
+class MergeConfig(_Bare):
+    """A merge method and its params."""
+
+    kind = "merge method"
+
+
 class MetricConfig(Named):
     """A metric; its bare name will do where it needs no params."""
 

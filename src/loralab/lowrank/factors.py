@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from loralab.lowrank.update import Update, spanned
+
 
 @dataclass(frozen=True, eq=False)
 class Factors:
@@ -59,6 +61,11 @@ class Factors:
         """Parameters of both factors: rank·(in + out)."""
         return self.rank * self.direction_cost
 
+    def update(self, dtype: torch.dtype = torch.float64) -> Update:
+        """Return ΔW between two orthonormal bases, for the algebra of `update.py`."""
+        A, B = self.A.detach().to(dtype), self.B.detach().to(dtype)
+        return spanned(A, B, self.scale)
+
 
 @dataclass(frozen=True)
 class Truncated:
@@ -73,14 +80,6 @@ class Truncated:
     factors: Factors
     error: float
     relative_error: float
-
-
-def _svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U [out, k], Σ [k], V [in, k] of ΔW in float64, k ≤ min(rank, in, out)."""
-    Q_B, R_B = torch.linalg.qr(factors.B.detach().double())
-    Q_A, R_A = torch.linalg.qr(factors.A.detach().double().T)
-    U, sigma, Vh = torch.linalg.svd(factors.scale * (R_B @ R_A.T), full_matrices=False)
-    return Q_B @ U, sigma, Q_A @ Vh.T
 
 
 def singular_values(factors: Factors) -> Tensor:
@@ -114,7 +113,9 @@ def truncate(factors: Factors, rank: int) -> Truncated:
     """
     if rank >= factors.rank:
         return Truncated(factors, 0.0, 0.0)
-    U, sigma, V = _svd(factors)
+    exact = factors.update()
+    U_core, sigma, Vh_core = torch.linalg.svd(exact.C, full_matrices=False)
+    U, V = exact.L @ U_core, exact.R @ Vh_core.T
     root = (sigma[:rank] / factors.scale).sqrt()
     like = factors.A
     made = replace(

@@ -1,0 +1,1 @@
+"""Merging adapters in factored form: no base model, no transformers, no PEFT."""

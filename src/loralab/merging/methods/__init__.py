@@ -1,0 +1,1 @@
+"""Merge methods by name, one file each."""

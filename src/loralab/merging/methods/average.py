@@ -1,0 +1,16 @@
+"""Simple average of the updates, ΔW = (1/T) Σ ΔW_t, exactly, of rank ≤ Σ rank."""
+
+from __future__ import annotations
+
+from loralab.lowrank.update import Update
+from loralab.merging.layer import Layer
+from loralab.merging.method import Normed
+from loralab.registry import register
+
+
+@register("merge method", "average", Normed)
+def average(params: Normed, layer: Layer) -> Update:
+    """Return the mean of all tasks' updates; a task that leaves a layer counts as 0."""
+    space = layer.space
+    cores = space.cores
+    return space.update(sum(cores[1:], cores[0]) / len(cores))

@@ -1,0 +1,59 @@
+"""Layers, and the norm rule over all of them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.merging import Held, dense, dense_update, drawn
+
+from loralab.errors import AdapterError
+from loralab.lowrank.factors import Factors
+from loralab.lowrank.update import frobenius
+from loralab.merging.merge import layers, merge
+from loralab.merging.method import method
+
+
+def test_a_task_that_leaves_a_layer_alone_counts_as_zero() -> None:
+    one, two = drawn(3, {"a": (6, 5), "b": (4, 5)}), drawn(2, {"a": (6, 5)})
+    merged = merge(method("average"), [one, two])
+    expected = {
+        "a": (dense(one.factors("a")) + dense(two.factors("a"))) / 2,
+        "b": dense(one.factors("b")) / 2,
+    }
+    for name, ΔW in expected.items():
+        update = merged[name]
+        torch.testing.assert_close(dense_update(update), ΔW)
+
+
+def test_the_norm_rule_is_over_all_layers() -> None:
+    sources = [drawn(3, {"a": (6, 5), "b": (4, 5)}, seed) for seed in range(3)]
+    merged = merge(method("average", norm="mean"), sources)
+    mean = sum(
+        math.hypot(*(float(dense(s.factors(m)).norm()) for m in "ab")) for s in sources
+    ) / len(sources)
+    assert math.hypot(*map(frobenius, merged.values())) == pytest.approx(mean)
+
+
+def test_adapters_of_two_bases_are_refused() -> None:
+    with pytest.raises(AdapterError, match=r"a is \(6, 4\)"):
+        list(layers([drawn(3, {"a": (6, 5)}), drawn(3, {"a": (6, 4)})]))
+
+
+def test_weights_multiply_the_updates() -> None:
+    source = drawn(3, {"a": (6, 5)})
+    (layer,) = layers([source], [0.5])
+    torch.testing.assert_close(dense(layer.tasks[0]), dense(source.factors("a")) / 2)
+
+
+def test_random_numbers_are_a_layers_own() -> None:
+    one, two = layers([Held({"a": _zero(), "b": _zero()})])
+    again = next(layers([Held({"a": _zero()})]))
+    first = torch.rand(3, generator=one.generator(1))
+    assert not first.equal(torch.rand(3, generator=two.generator(1)))
+    assert first.equal(torch.rand(3, generator=again.generator(1)))
+
+
+def _zero() -> Factors:
+    return Factors(torch.zeros(1, 3), torch.zeros(2, 1), 1.0)
