@@ -13,6 +13,8 @@ from loralab.export import artefact
 from loralab.export.artefact import quantize
 from loralab.inference.artefact import check_files, read_note
 from loralab.inference.pipeline import InferencePipeline
+from loralab.publishing.archive import extract
+from loralab.publishing.publish import publish, target_config
 from tests.cli import loralab
 from tests.conftest import CLASSIFY
 
@@ -193,3 +195,20 @@ def test_a_kill_before_the_certificate_stores_nothing_twice(
 def test_a_run_of_another_kind_is_told(stored):
     with pytest.raises(RunError, match="run of kind artefact"):
         quantize(stored, INT8)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "artefact"])
+def test_what_was_published_answers_without_its_run(
+    kind, stored, minilm_run, tmp_path, monkeypatch
+):
+    run = minilm_run if kind == "adapter" else stored
+    expected = InferencePipeline.from_run(run)(TEXTS)
+    archive, folder = tmp_path / "sent.zip", tmp_path / "got"
+    publish(run, target_config("archive", {"path": str(archive)}))
+    extract(archive, folder)
+    monkeypatch.chdir(tmp_path)  # where no run is found
+    assert InferencePipeline.from_run(folder)(TEXTS) == expected
+    largest = max(folder.iterdir(), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    with pytest.raises(RunError, match=largest.name):
+        InferencePipeline.from_run(folder)

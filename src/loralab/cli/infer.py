@@ -39,7 +39,9 @@ Embeddings = Annotated[
 
 
 def infer(
-    run: Annotated[str, typer.Argument(help="A run's path, id or name.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's path, id or name; or a published folder.")
+    ],
     texts: Texts = None,
     file: TextsFile = None,
     context: Context = None,

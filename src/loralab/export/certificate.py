@@ -9,7 +9,7 @@ from loralab.errors import ExportError
 from loralab.evaluation.evaluate import split_of
 from loralab.export.parity import Tolerance, certify
 from loralab.export.subject import Subject
-from loralab.inference.artefact import load_artefact
+from loralab.inference.open import open_run
 from loralab.runs import Run
 from loralab.runs.environment import environment
 from loralab.runs.files import write_json
@@ -54,7 +54,7 @@ def certify_run(
         tell({"event": "storing", "what": about, "done": done, "of": of})
 
     made = certify(
-        load_artefact(run),
+        open_run(run),
         subject.loaded,
         chosen,
         subject.config.evaluation,

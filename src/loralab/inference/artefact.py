@@ -25,7 +25,6 @@ from loralab.inference.load import Loaded, check_template, load_processor
 from loralab.models.base import LoadedModel
 from loralab.models.empty import empty_base
 from loralab.models.numerics import choose_numerics
-from loralab.runs import Run
 from loralab.runs.files import sha256_file
 
 FORMAT_VERSION = 1
@@ -81,26 +80,25 @@ def check_files(folder: Path, note: Mapping[str, Any], contents: bool = False) -
             raise ExportError(f"{name} has another content", where=str(folder))
 
 
-def load_artefact(run: Run, **model_changes: str) -> Loaded:
-    """Open the stored model of a run in its engine.
+def load_artefact(folder: Path, config: ModelConfig) -> Loaded:
+    """Open a stored model in its engine.
 
     Args:
-        run: A finished run of kind ``artefact``.
-        model_changes: Fields of `ModelConfig`; only device and dtype mean something
-            to a stored model, and only in the engine ``torch``.
+        folder: The artefact's.
+        config: Of the base that it was made from; device and dtype mean something to a
+            stored model only in the engine ``torch``.
 
     Raises:
-        RunError: it holds no artefact.
         ExportError: a file of it is missing or not whole.
         AdapterError: a changed chat template.
     """
-    folder = run.require("artefact")
     note = read_note(folder)
     check_files(folder, note)
     task = get_preprocessor(TaskConfig(**note["task"]))
     task.restore(note["task_state"])
-    config = _as_stored(run.config.model.model_copy(update=model_changes), note)
-    shapes = empty_base(config, note["head"], note["task_state"].get("labels", ()))
+    shapes = empty_base(
+        _as_stored(config, note), note["head"], note["task_state"].get("labels", ())
+    )
     processor = load_processor(folder)
     task.prepare(processor)
     check_template(note, processor, folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 from loralab.adapters.attach import restore
 from loralab.adapters.files import check_base, read_note, template_hash
-from loralab.config import ModelConfig, PEFTConfig
+from loralab.config import ExperimentConfig, ModelConfig, PEFTConfig
 from loralab.data.examples import DataPreprocessor, get_preprocessor
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel, load_base
@@ -47,23 +47,33 @@ class LoadedAdapter(Loaded):
 
 
 def load_adapter(run: Run, **model_changes: Any) -> LoadedAdapter:
-    """Load the adapter of a run.
-
-    The seed is that of training, so the base's untrained head is the one that training
-    began with, and a comparison with the base is one with the starting point.
-
-    Args:
-        run: A finished run.
-        model_changes: Fields of `ModelConfig` to load with, such as ``dtype="fp32"``.
-            ``storage`` among them puts the adapter on a base stored otherwise.
+    """Load the adapter of a run; see `adapter_of`.
 
     Raises:
         RunError: no adapter yet.
         AdapterError: another base, missing keys, or a changed chat template.
     """
-    folder = run.require_adapter()
+    return adapter_of(run.require_adapter(), run.config, **model_changes)
+
+
+def adapter_of(
+    folder: Path, config: ExperimentConfig, **model_changes: Any
+) -> LoadedAdapter:
+    """Load an adapter on its base.
+
+    The seed is that of training, so the base's untrained head is the one that training
+    began with, and a comparison with the base is one with the starting point.
+
+    Args:
+        folder: The adapter's.
+        config: That it was trained with.
+        model_changes: Fields of `ModelConfig` to load with, such as ``dtype="fp32"``.
+            ``storage`` among them puts the adapter on a base stored otherwise.
+
+    Raises:
+        AdapterError: another base, missing keys, or a changed chat template.
+    """
     note = read_note(folder)
-    config = run.config
     task = get_preprocessor(config.task)
     task.restore(note["task_state"])
     seed_everything(config.training.seed)

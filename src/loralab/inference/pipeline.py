@@ -16,10 +16,10 @@ from loralab.data.examples import generates
 from loralab.errors import DataError
 from loralab.inference import generate as writing
 from loralab.inference.load import Loaded
-from loralab.inference.open import open_run
+from loralab.inference.open import open_reference, open_run
 from loralab.inference.predict import predict
 from loralab.models.forward import pooled
-from loralab.runs import Run, find_run
+from loralab.runs import Run
 
 CHUNK = 2048
 """Rows that are encoded at a time, so that memory does not grow with their number."""
@@ -49,7 +49,7 @@ class InferencePipeline:
         """Load the adapter, or the stored model, of a run.
 
         Args:
-            run: A run, or its path, id or name.
+            run: A run, or its path, id or name; or a folder that was published.
             runs_dir: Where a name is looked for.
             batch_size: Rows at a time.
             model_changes: Fields of `ModelConfig` to load with (``dtype="fp32"``).
@@ -58,8 +58,11 @@ class InferencePipeline:
             RunError: no such run, or no adapter in it.
             AdapterError: the adapter does not fit its base.
         """
-        found = run if isinstance(run, Run) else find_run(str(run), Path(runs_dir))
-        return cls(open_run(found, **model_changes), batch_size)
+        if isinstance(run, Run):
+            loaded = open_run(run, **model_changes)
+        else:
+            loaded = open_reference(str(run), Path(runs_dir), **model_changes)
+        return cls(loaded, batch_size)
 
     @property
     def generates(self) -> bool:

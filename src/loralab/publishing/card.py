@@ -244,9 +244,10 @@ def _parity(run: Run) -> str:
 
 
 def _usage(content: Mapping[str, Any], note: Mapping[str, Any]) -> str:
-    """Return how an adapter is used with PEFT alone."""
+    """Return how an adapter is used with PEFT alone, or an artefact from its folder."""
     if content["kind"] != "adapter":
-        return ""
+        line = 'loralab infer "FOLDER OF THESE FILES" "A TEXT"'
+        return "\n".join(["## Use", "", "```bash", line, "```"])
     path = str(_base(content, note).get("path", ""))
     loader = LOADERS.get(_task(content, note), "AutoModel")
     where = f'"{path}"' if _HUB_ID.fullmatch(path) else '"FOLDER OF THE BASE"'
