@@ -1,6 +1,11 @@
 """Four stages: each a run, found again, and whole after a kill in any of them."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,10 +28,6 @@ CONFIG = {
     "latency": {"rounds": 6, "batches": [1]},
     "prompts": ["Who wrote Hamlet?"],
 }
-
-
-class Killed(BaseException):
-    pass
 
 
 def pipeline(folder, on_event=None):
@@ -81,18 +82,17 @@ def test_again_takes_no_step(whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
-def test_a_kill_in_a_stage_costs_that_stage_only(stage, whole, tmp_path):
-    now = 0
-
-    def die(event):
-        nonlocal now
-        if event["event"] == "stage":
-            now = event["number"]
-        elif now == stage and event["event"] in ("storing", "step"):
-            raise Killed
-
-    with pytest.raises(Killed):
-        pipeline(tmp_path, die).run()
+def test_a_sigkill_in_a_stage_costs_that_stage_only(stage, whole, tmp_path):
+    command = [sys.executable, "-m", "tests.integration.test_pipeline", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        now = 0
+        for line in process.stdout:
+            event, number = line.split()
+            now = int(number) if event == "stage" else now
+            if now == stage and event in ("storing", "step"):
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
     told = []
     found = pipeline(tmp_path, told.append).run()
     kept = [event for event in told if event["event"] == "found"]
@@ -116,3 +116,10 @@ def test_what_cannot_be_meant_is_told(tmp_path):
     told = loralab("pipeline", str(file))
     assert told.code == 2
     assert "quantised" in told.err and "quantized" in told.err
+
+
+if __name__ == "__main__":  # the process that is killed
+    pipeline(
+        Path(sys.argv[1]),
+        lambda event: print(event["event"], event.get("number", 0), flush=True),
+    ).run()

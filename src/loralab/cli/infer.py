@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from loralab.inference.pipeline import InferencePipeline
 
 
+Answering = Annotated[
+    str, typer.Argument(help="A run's path, id or name; or a published folder.")
+]
 Texts = Annotated[
     list[str] | None,
     typer.Argument(help="Texts (or questions); or lines on standard input."),
@@ -39,9 +42,7 @@ Embeddings = Annotated[
 
 
 def infer(
-    run: Annotated[
-        str, typer.Argument(help="A run's path, id or name; or a published folder.")
-    ],
+    run: Answering,
     texts: Texts = None,
     file: TextsFile = None,
     context: Context = None,
