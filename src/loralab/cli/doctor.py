@@ -109,13 +109,13 @@ def _settings() -> dict[str, str]:
 
 
 def _cached(cache: Path) -> dict[str, str]:
-    from loralab.data.packages import PACKAGES
+    from loralab.data.packages import PACKAGES, missing
     from loralab.models.embedded import EMBEDDED_MODELS
 
     found = {}
     for name, package in PACKAGES.items():
-        there = (cache / "packages" / f"{name}-{package.version}").is_dir()
-        found[f"package {name}"] = "in the cache" if there else "not fetched yet"
+        lacking = missing(package)
+        found[f"package {name}"] = "not fetched yet" if lacking else "in the cache"
     for name in EMBEDDED_MODELS:
         there = any((cache / "models").glob(f"{name}-*"))
         found[f"embedded:{name}"] = "converted" if there else "not converted yet"

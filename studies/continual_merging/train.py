@@ -1,0 +1,174 @@
+"""The adapters that are merged: trained one after the other, from `adapters.yaml`.
+
+A run that stands is found, one that was killed is resumed. On few cores that others
+use too, one thread (OMP_NUM_THREADS=1) is several times faster than two.
+
+    python -m studies.continual_merging.train cost minilm     # trains nothing
+    python -m studies.continual_merging.train minilm smollm2  # minutes each
+    python -m studies.continual_merging.train table minilm    # what stands
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loralab import compose, train
+from loralab.config import ExperimentConfig
+from loralab.runs import Run
+from loralab.training.prepare import plan_of, prepare
+from loralab.training.timing import Rates, measure_rates
+
+ADAPTERS = Path(__file__).parent / "adapters.yaml"
+RUNS = Path("runs") / "continual_merging"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter to train.
+
+    Attributes:
+        group: Those of a group share a base, and are merged with each other.
+        experiment: A preset: its rows are the task.
+        seed: Of the training.
+        rank: Of every module.
+        alpha: The scale is alpha / rank.
+        steps: Of the optimizer.
+        overrides: Of the preset, shared by the group.
+    """
+
+    group: str
+    experiment: str
+    seed: int
+    rank: int
+    alpha: int
+    steps: int
+    overrides: tuple[str, ...]
+
+    def compose(self) -> ExperimentConfig:
+        """Return the configuration that is trained."""
+        own = (
+            f"name={self.group}-{self.experiment}",
+            f"training.seed={self.seed}",
+            f"peft.params.rank={self.rank}",
+            f"peft.params.alpha={self.alpha}",
+            f"training.max_steps={self.steps}",
+        )
+        made: ExperimentConfig = compose(self.experiment, [*self.overrides, *own])
+        return made
+
+    def run(self, runs_dir: Path = RUNS) -> Run:
+        """Return its run, which need not be there."""
+        return Run(runs_dir / self.compose().run_id)
+
+
+def adapters(group: str) -> list[Adapter]:
+    """Return the adapters of a group, in the order of the file."""
+    found = yaml.safe_load(ADAPTERS.read_text(encoding="utf-8"))[group]
+    shared = tuple(found["overrides"])
+    return [Adapter(group=group, overrides=shared, **row) for row in found["adapters"]]
+
+
+def stands(run: Run) -> bool:
+    """Return whether a run is complete."""
+    return (run.path / "run.json").is_file() and run.status == "complete"
+
+
+def tell_cost(chosen: Sequence[Adapter], runs_dir: Path) -> None:
+    """Print what training will take; a group's rate is measured on its first."""
+    rates: dict[str, Rates] = {}
+    total = 0.0
+    for one in chosen:
+        name = f"{one.group:8} {one.experiment:20}"
+        if stands(one.run(runs_dir)):
+            print(f"{name} stands", flush=True)
+            continue
+        prepared = prepare(one.compose(), weights=False)
+        tokens = plan_of(prepared)["tokens"]
+        if one.group not in rates:
+            rates[one.group] = measure_rates(prepared)
+        rate = rates[one.group]
+        seconds = tokens / rate.tokens_per_second + rate.evaluation
+        total += seconds
+        print(
+            f"{name} rank {one.rank:2}, {one.steps} steps, {tokens:,} tokens: "
+            f"{seconds:.0f} s",
+            flush=True,
+        )
+    print(f"in all {total / 60:.0f} minutes", flush=True)
+
+
+def train_all(chosen: Sequence[Adapter], runs_dir: Path) -> list[Run]:
+    """Return the runs, trained where they do not stand.
+
+    Raises:
+        LoralabError: one cannot be trained.
+        ValueError: they do not stand on one base.
+    """
+    runs = []
+    for one in chosen:
+        run = train(one.compose(), runs_dir, resume=True)
+        print(json.dumps(row_of(one, run)), flush=True)
+        runs.append(run)
+    check_bases(chosen, runs)
+    return runs
+
+
+def check_bases(chosen: Sequence[Adapter], runs: Sequence[Run]) -> None:
+    """Refuse adapters of a group that stand on different bases.
+
+    Raises:
+        ValueError: they do; the fingerprints are named.
+    """
+    pairs = zip(chosen, runs, strict=True)
+    found = {(one.group, run.read()["base"]["fingerprint"]) for one, run in pairs}
+    if len(found) != len({group for group, _ in found}):
+        raise ValueError(f"adapters of one group on several bases: {sorted(found)}")
+
+
+def row_of(one: Adapter, run: Run) -> dict[str, Any]:
+    """Return what a complete run measured."""
+    record, test = run.read(), run.evaluations()["test"]
+    accuracy = test["metrics"]["accuracy"]["adapter"]
+    return {
+        "adapter": f"{one.group} {one.experiment}",
+        "accuracy": accuracy["value"],
+        "low": accuracy["low"],
+        "high": accuracy["high"],
+        "n": test["rows"],
+        "majority": test["majority"],
+        "seconds": record["training"]["seconds"],
+        "rank": one.rank,
+        "trained": record["training"]["trainable"],
+        "seed": one.seed,
+        "base": record["base"]["fingerprint"][:12],
+        "run": str(run.path),
+    }
+
+
+def main() -> None:
+    """Tell the cost, train, or print what stands."""
+    asked = sys.argv[1:]
+    verb = asked[0] if asked and asked[0] in ("cost", "table") else "train"
+    groups = asked[1:] if asked[:1] == [verb] else asked
+    if not groups:
+        raise SystemExit(__doc__)
+    chosen = [one for group in groups for one in adapters(group)]
+    if verb == "table":
+        for one in chosen:
+            if stands(one.run()):
+                print(json.dumps(row_of(one, one.run())))
+        return
+    tell_cost(chosen, RUNS)
+    if verb == "train":
+        train_all(chosen, RUNS)
+
+
+if __name__ == "__main__":
+    main()
