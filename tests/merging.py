@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from loralab.lowrank.factors import Factors
+from loralab.lowrank.sketch import Sketch, Sketcher
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
 
@@ -19,6 +20,7 @@ class Held:
 
     held: Mapping[str, Factors]
     name: str = "drawn"
+    sketches: Mapping[str, Sketch] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -27,8 +29,8 @@ class Held:
     def factors(self, module: str) -> Factors:
         return self.held[module]
 
-    def inputs(self, module: str) -> Tensor | None:
-        return None
+    def inputs(self, module: str) -> Sketch | None:
+        return self.sketches.get(module)
 
 
 def drawn_factors(
@@ -57,7 +59,17 @@ def drawn_layer(
 ) -> Layer:
     """Return a layer of tasks with these ranks."""
     tasks = [drawn_factors(shape, r, seed * 1000 + i) for i, r in enumerate(ranks)]
-    return Layer(name, tuple(tasks), (None,) * len(tasks))
+    inputs = [drawn_sketch(shape[1], seed * 1000 + i) for i in range(len(ranks))]
+    return Layer(name, tuple(tasks), tuple(inputs))
+
+
+def drawn_sketch(inner: int, seed: int, rank: int = 3) -> Sketch:
+    """Return the sketch of correlated Gaussian inputs."""
+    random = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(inner, inner, generator=random, dtype=torch.float64)
+    made = Sketcher(rank)
+    made.add(torch.randn(50, inner, generator=random, dtype=torch.float64) @ mixed)
+    return made.sketch()
 
 
 def dense(factors: Factors) -> Tensor:

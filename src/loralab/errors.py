@@ -76,6 +76,10 @@ class PublishingError(LoralabError):
     """Something that may not be published, or that did not arrive."""
 
 
+class MergeError(LoralabError):
+    """Adapters that do not belong together, or a merge state that was changed."""
+
+
 class EvidenceError(LoralabError):
     """A claim that the measurements cannot carry: too few seeds, diverged runs."""
 

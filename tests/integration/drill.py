@@ -65,7 +65,7 @@ def arm(where, count, checkpoints):
     elif where == "write":
         before(files, "_fsync")
     elif where == "rename":
-        before(files, "_rename")
+        before(files, "rename")
     elif where == "half-line":
         whole = EventLog.emit
 

@@ -140,3 +140,28 @@ def largest_within(spectra: Spectra, total_rank: int, least: int = 0) -> dict[st
     return {
         name: ranks[name] + int(extra) for name, extra in zip(rest, more, strict=True)
     }
+
+
+def largest_within_parameters(
+    spectra: Spectra, costs: Mapping[str, int], parameters: int
+) -> dict[str, int]:
+    """Return ranks that keep the most energy within a number of parameters, greedily.
+
+    The best σ²/(in + out) first; where the next does not fit any more, directions of
+    cheaper modules fill the gap. It is exact where all cost the same.
+
+    Args:
+        spectra: Singular values by module, descending.
+        costs: Parameters of one direction, in + out, by module.
+        parameters: At most this many.
+    """
+    names, ranks, left = list(spectra), dict.fromkeys(spectra, 0), parameters
+    full: set[str] = set()  # all of a module's directions cost the same
+    for owner in _ordered(spectra, costs)[0].tolist():
+        name = names[owner]
+        if costs[name] > left:
+            full.add(name)
+        if name not in full:
+            ranks[name] += 1
+            left -= costs[name]
+    return ranks

@@ -1,260 +1,354 @@
 r"""Plain PEFT LoRA folders to factors and back, without PEFT and without a base.
 
-PEFT 0.21 (tuners/lora/model.py, utils/other.py:get_pattern_key) finds a module's rank
-and alpha like this: the first key of ``rank_pattern`` (``alpha_pattern``) for which
-``(.*\.)?(key)$`` matches the module's path, else ``r`` (``lora_alpha``); the scale is
-alpha / rank, or alpha / √rank with ``use_rslora``. What is more than s·B·A (DoRA's
-magnitudes, biases, a base changed at the start) is refused: it is not in the factors.
+What PEFT 0.21 stores of a module, and what is read from it as ΔW = s·B·A (out × in):
+
+    linear       lora_A.weight [r, in]       lora_B.weight [out, r]        ΔW = s·B·A
+    Conv1D       the same two; W alone is [in, out], not A and B
+    convolution  lora_A.weight [r, in, k…]   lora_B.weight [out, r, 1…]    A flattened
+    embedding    lora_embedding_A [r, n]     lora_embedding_B [dim, r]     W is (s·B·A)ᵀ
+
+An update is always a map from inputs to outputs, whichever way its weight is stored:
+`Kind` says how a module's factors stand in the file, and brings them back there. A
+convolution of groups is refused: its B is one block a group, and PEFT cannot merge it.
+
+A folder is opened by its header alone; factors are read by range when a module's turn
+comes (see `stream.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import re
 import shutil
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import Factors
-from loralab.runs.files import atomic_directory
+from loralab.lowrank.settings import CONFIG, plain_config, read_config, scale_of
+from loralab.lowrank.sketch import INPUTS, Sketch, Sketched
+from loralab.lowrank.stream import Spec, TensorFile, write_tensors
+from loralab.runs.files import atomic_directory, sha256_file
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+NOTE = "loralab.json"
+"""Beside an adapter of ours: its ``base.fingerprint`` is that of the base's weights."""
 PREFIX = "base_model.model."
-NOT_PLAIN = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
+STORED = re.compile(
+    rf"{re.escape(PREFIX)}(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))"
 )
-"""Keys of PEFT's configuration with which an update is more than s·B·A."""
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that subtract from the base's weights: B·A then is no difference."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a module's factors stand in a file.
+
+    Attributes:
+        name: ``linear``, ``convolution`` or ``embedding``.
+        inner: (in, k…) of a convolution; empty of the others.
+    """
+
+    name: str = "linear"
+    inner: tuple[int, ...] = ()
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the base's weight is ΔW's transpose; a Conv1D cannot be told here."""
+        return self.name == "embedding"
+
+    def names(self, module: str) -> tuple[str, str]:
+        """Return the names of A and B."""
+        if self.name == "embedding":
+            stems = ("lora_embedding_A", "lora_embedding_B")
+        else:
+            stems = ("lora_A.weight", "lora_B.weight")
+        return f"{PREFIX}{module}.{stems[0]}", f"{PREFIX}{module}.{stems[1]}"
+
+    def shapes(
+        self, shape: tuple[int, int], rank: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the stored shapes of A and B of an update of out × in."""
+        out, into = shape
+        ones = (1,) * (len(self.inner) - 1)
+        return (rank, *(self.inner or (into,))), (out, rank, *ones)
+
+    def plan(
+        self, module: str, shape: tuple[int, int], rank: int, dtype: torch.dtype
+    ) -> dict[str, Spec]:
+        """Return what `tensors` will give, for `stream.write_tensors`."""
+        specs = ((dtype, found) for found in self.shapes(shape, rank))
+        return dict(zip(self.names(module), specs, strict=True))
+
+    def tensors(self, module: str, factors: Factors) -> dict[str, Tensor]:
+        """Return A and B as they are stored; the scale is the configuration's."""
+        A, B = self.shapes(factors.shape, factors.rank)
+        pair = (factors.A.reshape(A), factors.B.reshape(B))
+        return dict(zip(self.names(module), pair, strict=True))
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base that an adapter was trained on, as far as its folder says.
+
+    Attributes:
+        name: ``base_model_name_or_path``; None where nothing is said.
+        revision: Of the hub.
+        fingerprint: Of the base's weights, where loralab wrote the adapter.
+    """
+
+    name: str | None
+    revision: str | None
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class StoredModule:
+    """One module's factors, before they are read.
+
+    Attributes:
+        kind: How they stand in the file.
+        shape: (out, in) of the update.
+        rank: Of the factors.
+        scale: s.
+        dtype: The narrowest that holds A and B.
+    """
+
+    kind: Kind
+    shape: tuple[int, int]
+    rank: int
+    scale: float
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterFolder:
+    """A plain PEFT LoRA folder; a `loralab.merging.merge.Source`.
+
+    Attributes:
+        path: The folder with PEFT's two files.
+        name: What messages and logs call it.
+        config: PEFT's configuration as it was read.
+        modules: Module path in the base -> its factors' place, sorted.
+        file: The tensors.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    modules: Mapping[str, StoredModule]
+    file: TensorFile
+
+    @classmethod
+    def open(cls, folder: Path | str, name: str | None = None) -> AdapterFolder:
+        """Open a folder, or a run's; reads the configuration and the header.
+
+        Args:
+            folder: An adapter's folder, or a run directory with ``adapter/``.
+            name: By default the folder's name, or that of the run it is in.
+
+        Raises:
+            AdapterError: a file is missing or broken, the adapter is no plain LoRA, or
+                tensors and configuration do not belong together.
+        """
+        given = Path(folder)
+        path = given if (given / CONFIG).exists() else given / "adapter"
+        if not (path / CONFIG).exists():
+            path = given
+        config = read_config(path)
+        file = _weights(path)
+        called = path.resolve()
+        in_run = called.name == "adapter" and (called.parent / "run.json").exists()
+        own = called.parent.name if in_run else called.name
+        return cls(path, name or own, config, _modules(file, config), file)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Module path -> (out, in) of its update."""
+        return {name: module.shape for name, module in self.modules.items()}
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Module path -> how its factors are stored."""
+        return {name: module.kind for name, module in self.modules.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds every factor."""
+        return widest(module.dtype for module in self.modules.values())
+
+    def factors(self, module: str) -> Factors:
+        """Return the update of one module, read now: float32, or float64 if stored so.
+
+        Raises:
+            AdapterError: NaN or infinite numbers, or the file can no longer be read.
+        """
+        stored = self.modules[module]
+        exact = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        pair = []
+        for name in stored.kind.names(module):
+            tensor = self.file.read(name).to(exact)
+            if not tensor.sum().isfinite() and not tensor.isfinite().all():
+                raise AdapterError(
+                    f"{name} holds NaN or infinite numbers",
+                    where=str(self.file.path),
+                    fix="the training that wrote it diverged: take an earlier state",
+                )
+            pair.append(tensor.flatten(1))
+        A, B = pair
+        return Factors(A, B.reshape(stored.shape[0], stored.rank), stored.scale)
+
+    @cached_property
+    def sketched(self) -> Sketched | None:
+        """The sketches of inputs beside the adapter, if there are any.
+
+        Raises:
+            AdapterError: the file is broken, or of other weights than the adapter's.
+        """
+        return Sketched.open(self.path)
+
+    def inputs(self, module: str) -> Sketch | None:
+        """Return the sketch of the module's inputs, if there is one."""
+        return self.sketched.read(module) if self.sketched else None
+
+    @property
+    def rest_plan(self) -> dict[str, Spec]:
+        """Stored name -> (dtype, shape) of what is saved in full, such as a head."""
+        tensors = self.file.tensors
+        return {name: s for name, s in tensors.items() if not STORED.fullmatch(name)}
+
+    def rest(self) -> dict[str, Tensor]:
+        """Return the tensors that are saved in full, by their stored names."""
+        return {name: self.file.read(name) for name in self.rest_plan}
+
+    @cached_property
+    def base(self) -> Base:
+        """The base that it was trained on, as far as the folder says."""
+        note: dict[str, Any] = {}
+        file = self.path / NOTE
+        if file.exists():
+            try:
+                note = json.loads(file.read_text(encoding="utf-8")).get("base") or {}
+            except (OSError, ValueError, AttributeError) as error:
+                raise AdapterError(
+                    f"{NOTE} cannot be read", where=str(self.path), why=str(error)
+                ) from None
+        return Base(
+            name=self.config.get("base_model_name_or_path") or note.get("path"),
+            revision=self.config.get("revision") or note.get("revision"),
+            fingerprint=note.get("fingerprint"),
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the sha256 of its content: of the sha256 of each of PEFT's files."""
+        parts = [sha256_file(self.path / name) for name in (CONFIG, WEIGHTS)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the narrowest dtype that holds all of these; float32 for float8."""
+    wide = (dtype if dtype.itemsize > 1 else torch.float32 for dtype in dtypes)
+    return reduce(torch.promote_types, wide)
+
+
+def _weights(path: Path) -> TensorFile:
+    """Return the adapter's tensors; a pickle is refused by its name."""
+    if not (path / WEIGHTS).exists() and (path / PICKLE).exists():
+        raise AdapterError(
+            f"{PICKLE} is a pickle, and loading one runs whatever it holds",
+            where=str(path),
+            fix="if you trust it, load it in PEFT once and save_pretrained again",
+        )
+    return TensorFile(path / WEIGHTS)
+
+
+def _modules(file: TensorFile, config: Mapping[str, Any]) -> dict[str, StoredModule]:
+    """Return every module's place, its two tensors checked against each other."""
+    pairs: dict[tuple[str, str], dict[str, Spec]] = {}
+    for name, spec in file.tensors.items():
+        if match := STORED.fullmatch(name):
+            key = (match[1], "linear" if match[2] else "embedding")
+            pairs.setdefault(key, {})[match[2] or match[3]] = spec
+        elif "lora_" in name or not name.startswith(PREFIX):
+            raise AdapterError(
+                f"{name} is no tensor of a plain LoRA adapter of PEFT",
+                where=str(file.path),
+                why="an update that is more than s·B·A, or another tool's names",
+            )
+    if not pairs:
+        raise AdapterError("the adapter has no lora_A and lora_B", where=str(file.path))
+    return {
+        module: _module(config, module, name, pairs[module, name], file.path)
+        for module, name in sorted(pairs)
+    }
+
+
+def _module(
+    config: Mapping[str, Any],
+    module: str,
+    name: str,
+    found: Mapping[str, Spec],
+    file: Path,
+) -> StoredModule:
+    stems = dict(zip("AB", Kind(name).names(module), strict=True))
+    if missing := set("AB") - set(found):
+        raise AdapterError(
+            f"{stems[missing.pop()]} is missing, its other half is there",
+            where=str(file),
+        )
+    (dtype_A, A), (dtype_B, B) = found["A"], found["B"]
+    if not (dtype_A.is_floating_point and dtype_B.is_floating_point):
+        raise AdapterError(f"{stems['A']} holds no floats", where=str(file))
+    rank = A[0] if A else 0
+    kind = Kind("convolution", A[1:]) if len(A) > 2 else Kind(name)
+    out, into = (B[0] if B else 0), torch.Size(A[1:]).numel()
+    if not rank or len(A) < 2 or kind.shapes((out, into), rank) != (A, B):
+        raise AdapterError(
+            f"{stems['A']} is {list(A)} and B {list(B)}, "
+            "which make no rank × in and out × rank",
+            where=str(file),
+            why="grouped convolutions are refused: B is then one block a group"
+            if len(A) > 2
+            else "",
+        )
+    scale = scale_of(config, module, rank, file)
+    return StoredModule(kind, (out, into), rank, scale, widest((dtype_A, dtype_B)))
 
 
 @dataclass(frozen=True, eq=False)
 class StoredAdapter:
-    """A LoRA adapter as it stands on disk.
+    """A LoRA adapter in memory.
 
     Attributes:
         factors: Module path in the base -> its update.
         rest: Tensors that are saved in full (a head), by their stored names.
         config: PEFT's configuration as it was read.
+        kinds: How factors are stored; by default as those of a linear layer.
     """
 
     factors: dict[str, Factors]
     rest: dict[str, Tensor]
     config: dict[str, Any]
-
-
-def pattern_value(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Return a module's value of a ``rank_pattern`` or ``alpha_pattern``.
-
-    Raises:
-        AdapterError: a key is no regular expression.
-    """
-    for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as error:
-            raise AdapterError(
-                f"{key!r} is no regular expression", where=CONFIG, why=str(error)
-            ) from None
-    return default
-
-
-def alpha_of(scale: float, rank: int) -> float:
-    """Return the alpha whose quotient alpha / rank is `scale`, or nearest to it."""
-    near = scale * rank
-    around = (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0))
-    return min(around, key=lambda alpha: abs(alpha / rank - scale))
-
-
-def rank_settings(given: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """Return the keys of PEFT's configuration that give each module its rank and alpha.
-
-    The most frequent pair is ``r`` and ``lora_alpha``; every other module stands in
-    both patterns, under its full path (``^`` keeps it from matching the end of
-    another's).
-
-    Args:
-        given: Module path -> (rank, alpha).
-    """
-    (rank, alpha), _ = Counter(given.values()).most_common(1)[0]
-    others = {name: pair for name, pair in given.items() if pair != (rank, alpha)}
-    keys = {name: f"^{re.escape(name)}" for name in others}
-    return {
-        "r": rank,
-        "lora_alpha": _whole(alpha),
-        "rank_pattern": {keys[name]: pair[0] for name, pair in others.items()},
-        "alpha_pattern": {keys[name]: _whole(pair[1]) for name, pair in others.items()},
-    }
-
-
-def _whole(value: float) -> float:
-    """Return an int where the float is one, as PEFT's own files have it."""
-    return int(value) if value == int(value) else value
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of a plain LoRA folder.
-
-    Raises:
-        AdapterError: missing or broken, another PEFT method, or more than s·B·A.
-    """
-    file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind = config["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"{CONFIG} cannot be read", where=str(folder), why=str(error)
-        ) from None
-    if kind != "LORA":
-        raise AdapterError(
-            f"the adapter is of the kind {kind}, and only LORA is a plain s·B·A",
-            where=str(file),
-        )
-    for key in NOT_PLAIN:
-        if config.get(key):
-            raise AdapterError(
-                f"{key} is on, and only a plain LoRA is s·B·A",
-                where=str(file),
-                why="its effect is not in A and B alone, so their spectrum is not its",
-            )
-    start = str(config.get("init_lora_weights"))
-    if start.startswith(CHANGES_BASE):
-        raise AdapterError(
-            f"init_lora_weights={start} changed the base's weights at the start",
-            where=str(file),
-            why="s·B·A is then not the difference to the base that is loaded",
-            fix="save it with PEFT's path_initial_model_for_weight_conversion",
-        )
-    return dict(config)
-
-
-def _scale(config: Mapping[str, Any], module: str, rank: int, file: Path) -> float:
-    """Return s of a module; its stored rank must be the configured one."""
-    try:
-        said = int(pattern_value(config.get("rank_pattern") or {}, module, config["r"]))
-        alpha = pattern_value(
-            config.get("alpha_pattern") or {}, module, config["lora_alpha"]
-        )
-        root = math.sqrt(rank) if config.get("use_rslora") else rank
-        scale = float(alpha) / root
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise AdapterError(
-            f"no rank or alpha for {module}", where=str(file), why=repr(error)
-        ) from None
-    if said != rank:
-        raise AdapterError(
-            f"{module} is stored with rank {rank}, and {CONFIG} says {said}",
-            where=str(file),
-            fix="the two files belong to different adapters",
-        )
-    if not scale > 0:
-        raise AdapterError(f"the scale of {module} is {scale}", where=str(file))
-    return scale
-
-
-def _pair(
-    config: Mapping[str, Any], module: str, found: Mapping[str, Tensor], file: Path
-) -> Factors:
-    """Return the factors of a module, checked against each other."""
-    if set(found) != {"A", "B"}:
-        missing = "B" if "A" in found else "A"
-        raise AdapterError(f"{module} has no lora_{missing}.weight", where=str(file))
-    A, B = found["A"], found["B"]
-    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not A.shape[0]:
-        raise AdapterError(
-            f"{module}: A is {list(A.shape)} and B {list(B.shape)}, "
-            "which make no rank × in and out × rank",
-            where=str(file),
-        )
-    if not (A.isfinite().all() and B.isfinite().all()):
-        raise AdapterError(f"{module} holds NaN or infinite numbers", where=str(file))
-    exact = torch.float64 if torch.float64 in (A.dtype, B.dtype) else torch.float32
-    scale = _scale(config, module, A.shape[0], file)
-    return Factors(A.to(exact), B.to(exact), scale)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def read_adapter(folder: Path) -> StoredAdapter:
-    """Return the factors of a plain PEFT LoRA folder; no base and no PEFT is loaded.
-
-    Factors are float32 (float64 if they are stored so); tensors saved in full keep
-    their dtype.
+    """Return all of a plain PEFT LoRA folder; no base and no PEFT is loaded.
 
     Raises:
-        AdapterError: a file is missing or broken, the adapter is not plain LoRA, or
-            tensors and configuration do not belong together.
+        AdapterError: see `AdapterFolder.open` and `AdapterFolder.factors`.
     """
-    folder = Path(folder)
-    config, file = read_config(folder), folder / WEIGHTS
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(
-            "not safetensors, or not there", where=str(file), why=str(error)
-        ) from None
-    pairs: dict[str, dict[str, Tensor]] = {}
-    rest: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", name)
-        if match:
-            pairs.setdefault(match[1], {})[match[2]] = tensor
-        elif ".lora_" in name:
-            raise AdapterError(
-                f"{name} is no lora_A.weight or lora_B.weight of a linear layer",
-                where=str(file),
-            )
-        else:
-            rest[name] = tensor
-    if not pairs:
-        raise AdapterError("the adapter has no lora_A and lora_B", where=str(file))
-    factors = {name: _pair(config, name, pairs[name], file) for name in sorted(pairs)}
-    return StoredAdapter(factors, rest, config)
-
-
-def plain_config(stored: StoredAdapter) -> dict[str, Any]:
-    """Return the configuration that gives plain PEFT these factors and scales.
-
-    Every adapted module is named in full; the scale is alpha / rank, never rsLoRA.
-
-    Raises:
-        AdapterError: no module has a direction.
-    """
-    kept = {name: f for name, f in stored.factors.items() if f.rank}
-    if not kept:
-        raise AdapterError("no direction of any module is left to write")
-    pairs = {name: (f.rank, alpha_of(f.scale, f.rank)) for name, f in kept.items()}
-    return {
-        **stored.config,
-        **rank_settings(pairs),
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "target_modules": list(kept),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-    }
+    opened = AdapterFolder.open(folder)
+    factors = {module: opened.factors(module) for module in opened.modules}
+    return StoredAdapter(factors, opened.rest(), opened.config, opened.kinds)
 
 
 def write_adapter(
@@ -272,17 +366,32 @@ def write_adapter(
 
     Raises:
         AdapterError: no module has a direction.
+        ExportError: the disk cannot hold it.
     """
-    config = plain_config(stored)
+    pairs = {name: (f.rank, f.scale) for name, f in stored.factors.items()}
+    config = plain_config(pairs, stored.config)
     tensors = dict(stored.rest)
     for name, factors in stored.factors.items():
         if factors.rank:
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A.contiguous()
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.B.contiguous()
+            kind = stored.kinds.get(name, Kind())
+            tensors.update(kind.tensors(name, factors))
     with atomic_directory(Path(folder)) as temporary:
-        for file in sorted(beside.iterdir()) if beside else ():
-            if file.is_file() and file.name not in (CONFIG, WEIGHTS):
-                shutil.copyfile(file, temporary / file.name)
+        for file in other_files(beside) if beside else ():
+            shutil.copyfile(file, temporary / file.name)
         text = json.dumps(config, indent=2, sort_keys=True)
         (temporary / CONFIG).write_text(text, encoding="utf-8")
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        plan: dict[str, Spec] = {
+            name: (tensor.dtype, tuple(tensor.shape))
+            for name, tensor in tensors.items()
+        }
+        write_tensors(temporary / WEIGHTS, plan, tensors.items(), {"format": "pt"})
+
+
+def other_files(folder: Path) -> Iterator[Path]:
+    """Yield what stands beside PEFT's two files and belongs to other weights too.
+
+    Sorted; a sketch of inputs is of these weights alone.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name not in (CONFIG, WEIGHTS, INPUTS):
+            yield file

@@ -15,6 +15,7 @@ Shapes: L is out × k, C is k × l, R is in × l. All three have one dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -86,23 +87,31 @@ def orthonormal(X: Tensor) -> tuple[Tensor, Tensor]:
 def extend(L: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Return an orthonormal basis that begins with L and spans B too, and B in it.
 
-    Gram-Schmidt is done twice, which is enough for full precision (Giraud & Langou
-    2005). The basis never grows beyond the space: [n, min(n, k + r)].
+    What L leaves of B is cut to its own rank: a direction that is only rounding (of a B
+    that L spans, that is zero, or whose columns depend on each other) would not be
+    orthogonal to L. So the basis grows by what is new and no more. What is kept is made
+    orthogonal to L once more; Gram-Schmidt done twice is enough for full precision
+    (Giraud & Langou 2005).
 
     Args:
         L: [n, k], orthonormal columns.
         B: [n, r].
 
     Returns:
-        The basis [n, k'] and coordinates X [k', r] with B = basis·X.
+        The basis [n, k'] with k' ≤ min(n, k + r), and coordinates X [k', r] with
+        B = basis·X.
     """
     along = L.T @ B
-    rest = B - L @ along
-    again = L.T @ rest
-    Q, T = orthonormal(rest - L @ again)
-    room = L.shape[0] - L.shape[1]
-    Q, T = Q[:, :room], T[:room]
-    return torch.cat([L, Q], dim=1), torch.cat([along + again, T])
+    Q, T = orthonormal(B - L @ along)
+    u, s, vh = torch.linalg.svd(T, full_matrices=False)
+    terms = 2 * (L.shape[1] + B.shape[1] + math.sqrt(L.shape[0]))
+    smallest = terms * torch.finfo(B.dtype).eps * B.norm()
+    kept = min(int((s > smallest).sum()), L.shape[0] - L.shape[1])
+    Q, T = Q @ u[:, :kept], s[:kept, None] * vh[:kept]
+    more = L.T @ Q  # rounding, which counts where s is small
+    Q, change = orthonormal(Q - L @ more)
+    X = torch.cat([along + more @ T, change @ T])
+    return torch.cat([L, Q], dim=1), X
 
 
 def spanned(A: Tensor, B: Tensor, scale: float) -> Update:
@@ -153,17 +162,25 @@ def inner(one: Update, other: Update) -> float:
     return float((across * one.C).sum())
 
 
+def joined(one: Update, other: Update) -> tuple[Update, Update]:
+    """Return two updates between the same bases, which begin with those of the first.
+
+    The first one's core is then its own with zeros around it.
+    """
+    L, X = extend(one.L, other.L)
+    R, Y = extend(one.R, other.R)
+    grown = one.C.new_zeros(L.shape[1], R.shape[1])
+    grown[: one.C.shape[0], : one.C.shape[1]] = one.C
+    return Update(L, grown, R, one.lost), Update(L, X @ other.C @ Y.T, R, other.lost)
+
+
 def total(updates: Sequence[Update]) -> Update:
     """Return the exact sum of updates of one weight; its rank is at most their sum."""
-    out = updates[0]
-    L, R, C = out.L, out.R, out.C
+    whole = updates[0]
     for more in updates[1:]:
-        L, X = extend(L, more.L)
-        R, Y = extend(R, more.R)
-        grown = C.new_zeros(L.shape[1], R.shape[1])
-        grown[: C.shape[0], : C.shape[1]] = C
-        C = grown + X @ more.C @ Y.T
-    return Update(L, C, R, sum(update.lost for update in updates))
+        held, added = joined(whole, more)
+        whole = held.with_core(held.C + added.C, added.lost)
+    return whole
 
 
 def truncated(update: Update, rank: int) -> Update:

@@ -32,7 +32,8 @@ def _neighbour(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{path.name}-{uuid4().hex[:8]}")
 
 
-def _rename(temporary: Path, path: Path) -> None:
+def rename(temporary: Path, path: Path) -> None:
+    """Rename over the target, and fsync the directory that holds both."""
     temporary.replace(path)
     _fsync(path.parent)
 
@@ -45,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _fsync(temporary)
-        _rename(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,7 +67,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for part in (*temporary.rglob("*"), temporary):
             _fsync(part)
         remove_directory(path)
-        _rename(temporary, path)
+        rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

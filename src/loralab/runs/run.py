@@ -39,8 +39,14 @@ def now() -> str:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def held(
+    path: Path, fix: str = "wait for it, or change the configuration"
+) -> Iterator[None]:
     """Hold a directory, so that nobody else works in it; it is made if need be.
+
+    Args:
+        path: The directory.
+        fix: What the error advises.
 
     Raises:
         RunError: another process holds it.
@@ -53,7 +59,7 @@ def held(path: Path) -> Iterator[None]:
         raise RunError(
             "another process is at work here",
             where=str(path),
-            fix="wait for it, or change the configuration",
+            fix=fix,
         ) from None
     try:
         yield
