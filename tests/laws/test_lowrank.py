@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loralab.lowrank.budget import (
     energy_curve,
     largest_within,
+    largest_within_parameters,
     smallest_in_parameters,
     smallest_in_ranks,
 )
@@ -25,14 +26,8 @@ from loralab.lowrank.factors import (
     stable_rank,
     truncate,
 )
-from loralab.lowrank.files import (
-    StoredAdapter,
-    alpha_of,
-    pattern_value,
-    rank_settings,
-    read_adapter,
-    write_adapter,
-)
+from loralab.lowrank.files import StoredAdapter, read_adapter, write_adapter
+from loralab.lowrank.settings import alpha_of, pattern_value, rank_settings
 
 FEW = settings(max_examples=30, deadline=None)
 MODULES = ["layer.0.q", "layer.0.v", "layer.1.q", "layer.10.q", "0.q"]
@@ -194,6 +189,34 @@ def test_a_given_budget_keeps_the_most_energy(spectra, total, least):
     ]
     best = max(energy(spectra, ranks) for ranks in legal)
     assert energy(spectra, found) == pytest.approx(best)
+
+
+@FEW
+@given(spectra_of, st.lists(st.integers(1, 5), min_size=3), st.integers(0, 40))
+def test_a_budget_of_parameters_is_kept_and_nothing_more_would_fit(
+    spectra, prices, budget
+):
+    costs = dict(zip(spectra, prices, strict=False))
+    found = largest_within_parameters(spectra, costs, budget)
+    spent = sum(rank * costs[name] for name, rank in found.items())
+    assert spent <= budget
+    open_ones = [costs[n] for n, s in spectra.items() if found[n] < len(s)]
+    assert all(spent + cost > budget for cost in open_ones)
+    legal = (
+        dict(zip(spectra, ranks, strict=True))
+        for ranks in product(*(range(len(s) + 1) for s in spectra.values()))
+    )
+    affordable = (
+        ranks
+        for ranks in legal
+        if sum(rank * costs[name] for name, rank in ranks.items()) <= budget
+    )
+    best = max(energy(spectra, ranks) for ranks in affordable)
+    one = max((s**2 / costs[n] for n in spectra for s in spectra[n]), default=0.0)
+    most = max(costs.values())
+    assert energy(spectra, found) >= best - one * most - 1e-9  # less than a direction
+    if len(set(costs.values())) == 1:
+        assert energy(spectra, found) == pytest.approx(best)
 
 
 def test_the_energy_curve_rises_to_one_by_ever_smaller_steps():

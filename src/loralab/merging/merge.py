@@ -11,6 +11,7 @@ import torch
 
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import Factors, frobenius_norm
+from loralab.lowrank.sketch import Sketch
 from loralab.lowrank.update import Update, frobenius
 from loralab.merging.layer import Layer
 from loralab.merging.method import Method, factor_of_norm_rule
@@ -30,8 +31,8 @@ class Source(Protocol):
     def factors(self, module: str) -> Factors:
         """Return the update of one module."""
 
-    def inputs(self, module: str) -> torch.Tensor | None:
-        """Return the sketch of the module's inputs ([in, k]), if there is one."""
+    def inputs(self, module: str) -> Sketch | None:
+        """Return the sketch of the module's inputs, if there is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,8 @@ def layers(
     sources: Sequence[Source],
     weights: Sequence[float] = (),
     dtype: torch.dtype = torch.float64,
+    *,
+    inputs: bool = False,
 ) -> Iterator[Layer]:
     """Yield the layers of all adapters, each read when its turn comes.
 
@@ -80,6 +83,7 @@ def layers(
         sources: The adapters, in the order of the tasks.
         weights: What each task's update is multiplied with first; by default 1.
         dtype: What the algebra is done in.
+        inputs: Whether sketches of inputs are read too.
     """
     scales = tuple(weights) or (1.0,) * len(sources)
     for module, shape in shapes_of(sources).items():
@@ -90,7 +94,8 @@ def layers(
                 replace(task, scale=task.scale * scale)
                 for task, scale in zip(tasks, scales, strict=True)
             ),
-            inputs=tuple(source.inputs(module) for source in sources),
+            inputs=tuple(s.inputs(module) if inputs else None for s in sources),
+            sources=tuple(source.name for source in sources),
             dtype=dtype,
         )
 
@@ -111,9 +116,9 @@ def merged_layers(
 ) -> Iterator[MergedLayer]:
     """Yield the merged layers one by one, before the norm rule.
 
-    The arguments are those of `layers`.
+    The arguments are those of `layers`; sketches are read if the method needs them.
     """
-    for layer in layers(sources, weights, dtype):
+    for layer in layers(sources, weights, dtype, inputs=method.reads_inputs):
         norms = tuple(frobenius_norm(task) for task in layer.tasks)
         yield MergedLayer(layer.name, method.merged(layer), norms)
 

@@ -11,6 +11,9 @@ A continual one sees what has been merged and the next task; it is registered wi
     @register("merge method", "opcm", OPCMParams, continual=True)
     def opcm(params, merged: Update | None, new: Factors, step: Step) -> Update: ...
 
+It is of the updates and not of their coordinates (turned bases give the turned result),
+so the joint call folds over small factors, between the bases that all tasks share.
+
 What no layer can know alone is the size of the whole update. A method whose schema is
 `Normed` gets it from here: with ``norm: mean`` the update of all layers together is
 scaled to the mean norm of the tasks' updates so far (the norm rule of OPCM, Tang et al.
@@ -96,17 +99,24 @@ class Method:
         """Whether the whole update is scaled to the mean norm of the tasks'."""
         return isinstance(self.params, Normed) and self.params.norm == "mean"
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether it, or the method within it, needs sketches of the tasks' inputs."""
+        inner = getattr(self.params, "inner", None)
+        within = isinstance(inner, MergeConfig) and resolve(inner).reads_inputs
+        return within or self.entry.facts.get("needs") == "inputs"
+
     def merged(self, layer: Layer) -> Update:
         """Return the merged update of one layer, before the norm rule."""
         if not self.continual:
             update: Update = self.entry.target(self.params, layer)
             return update
-        before: Update | None = None
-        for count, task in enumerate(layer.tasks):
+        space, before = layer.space, None
+        for count, task in enumerate(space.tasks):
             before = self.add(before, task, Step(layer.name, count, layer.dtype))
         if before is None:
             raise ValueError("nothing to merge")
-        return before
+        return space.update(before.L @ before.C @ before.R.T, before.lost)
 
     def add(self, before: Update | None, task: Factors, step: Step) -> Update:
         """Return one layer's update with one more task; `continual` methods only."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
 from loralab.merging.method import Normed
+from loralab.merging.methods._spectral import INVARIANT
 from loralab.registry import register
 
 
-@register("merge method", "average", Normed)
+@register("merge method", "average", Normed, laws=INVARIANT | {"identity": {}})
 def average(params: Normed, layer: Layer) -> Update:
     """Return the mean of all tasks' updates; a task that leaves a layer counts as 0."""
-    space = layer.space
-    cores = space.cores
-    return space.update(sum(cores[1:], cores[0]) / len(cores))
+    return layer.space.update(layer.space.total / len(layer.space.cores))

@@ -1,0 +1,96 @@
+"""Which adapters may be merged: of one base, each once, of equal shapes.
+
+An update is a difference to certain weights, so that the sum of two of different bases
+means nothing, though every shape fits. What tells the base is the fingerprint of its
+weights, where loralab wrote both adapters, and otherwise its name. The same adapter
+twice is nearly always a slip of a path.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from loralab.errors import MergeError
+from loralab.lowrank.files import WEIGHTS, AdapterFolder, Base
+from loralab.merging.merge import shapes_of
+from loralab.runs.files import sha256_file
+
+logger = logging.getLogger(__name__)
+
+
+def opened(adapters: Sequence[Path]) -> list[AdapterFolder]:
+    """Open adapters; those whose folders are named alike are called by their paths.
+
+    Raises:
+        MergeError: there is none.
+        AdapterError: a folder is no plain LoRA.
+    """
+    if not adapters:
+        raise MergeError("no adapter to merge", fix="name two folders or runs")
+    found = [AdapterFolder.open(adapter) for adapter in adapters]
+    names = [source.name for source in found]
+    if len(set(names)) == len(names):
+        return found
+    return [
+        replace(source, name=f"{number}:{source.path}")
+        for number, source in enumerate(found, 1)
+    ]
+
+
+def check_fit(
+    sources: Sequence[AdapterFolder], force: bool = False, known: int = 0
+) -> None:
+    """Refuse adapters that do not belong together.
+
+    Args:
+        sources: In the order of the tasks.
+        force: Warn instead, of another base and of the same adapter again.
+        known: How many of them were checked before, and are not told of again.
+
+    Raises:
+        MergeError: two are of different bases, or are the same.
+        AdapterError: two see different shapes of one weight.
+    """
+    for source in sources[known:]:
+        if not (source.base.name or source.base.fingerprint):
+            logger.warning("%s does not say which base it belongs to", source.name)
+    weights = [sha256_file(source.path / WEIGHTS) for source in sources]
+    for number in range(max(known, 1), len(sources)):
+        source, first = sources[number], sources[0]
+        if difference := other_base(first.base, source.base):
+            _refused(
+                f"{source.name} and {first.name} are of different bases: {difference}",
+                "an update is a difference to the very weights it was trained on",
+                "leave it out, or --force if the two names mean one base",
+                force,
+            )
+        if weights[number] in weights[:number]:
+            twin = sources[weights.index(weights[number])].name
+            _refused(
+                f"{source.name} is the same adapter as {twin}, bit for bit",
+                "twice the same task weighs double, and its projection removes itself",
+                "name another, or --force if it is meant",
+                force,
+            )
+    shapes_of(sources)
+
+
+def other_base(one: Base, other: Base) -> str:
+    """Say how two bases differ; nothing where they may be the same."""
+    if one.fingerprint and other.fingerprint:
+        if one.fingerprint == other.fingerprint:
+            return ""
+        prints = (one.fingerprint[:12], other.fingerprint[:12])
+        return f"{other.name} ({prints[1]}) and {one.name} ({prints[0]})"
+    if one.name and other.name and one.name != other.name:
+        return f"{other.name} and {one.name}"
+    return ""
+
+
+def _refused(what: str, why: str, fix: str, force: bool) -> None:
+    if not force:
+        raise MergeError(what, why=why, fix=fix)
+    logger.warning("%s (forced)", what)
