@@ -14,12 +14,16 @@ accumulated in fp32.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loralab.adapters.allocation import needs_of
+from loralab.adapters.ranks_config import CalibrationConfig
 from loralab.config.schema import RankStrategyConfig
+from loralab.data.batching import collate, units
+from loralab.data.examples import Examples
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel
 from loralab.models.forward import Batch, supervised_logits
@@ -72,6 +76,26 @@ def calibrates(params: Any) -> bool:
     return getattr(params, "init", "") in READS_ROWS or bool(
         ranks and needs_of(RankStrategyConfig(name=ranks.name, params=ranks.params))
     )
+
+
+def calibration_batches(
+    examples: Examples, base: LoadedModel, settings: CalibrationConfig
+) -> Batches:
+    """Return training batches to calibrate on: rows drawn by the settings' seed."""
+    of = units(examples)
+    wanted = min(len(of), settings.batches * settings.rows)
+    chosen = random.Random(settings.seed).sample(range(len(of)), wanted)
+    batches = [
+        [of[i] for i in chosen[start : start + settings.rows]]
+        for start in range(0, wanted, settings.rows)
+    ]
+
+    def again() -> Iterator[Any]:
+        for batch in batches:
+            made = collate(examples, batch, base.processor.pad_token_id)
+            yield {name: t.to(base.numerics.device) for name, t in made.items()}
+
+    return again
 
 
 @contextmanager

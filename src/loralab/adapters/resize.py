@@ -23,7 +23,8 @@ from torch.nn import Parameter
 from loralab.adapters.layers import lora_layers
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import Factors, truncate
-from loralab.lowrank.files import PREFIX, alpha_of, rank_settings
+from loralab.lowrank.files import PREFIX
+from loralab.lowrank.settings import alpha_of, rank_settings
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from loralab import registry
 from loralab.adapters.abilities import OTHERS, require
 from loralab.adapters.attach import Attached, attach
-from loralab.adapters.calibration import Batches, calibrates
-from loralab.adapters.ranks_config import CalibrationConfig
+from loralab.adapters.calibration import calibrates, calibration_batches
 from loralab.config import ExperimentConfig
 from loralab.data.batching import (
-    collate,
     epoch_order,
     overhead_of,
     padded_share,
@@ -130,26 +127,6 @@ def _check_length(base: LoadedModel, examples: Examples, virtual: int) -> None:
             where="peft.params.tokens",
             fix=f"set task.params.max_length={limit - virtual}, or fewer tokens",
         )
-
-
-def calibration_batches(
-    examples: Examples, base: LoadedModel, settings: CalibrationConfig
-) -> Batches:
-    """Return training batches to calibrate on: rows drawn by the settings' seed."""
-    of = units(examples)
-    wanted = min(len(of), settings.batches * settings.rows)
-    chosen = random.Random(settings.seed).sample(range(len(of)), wanted)
-    batches = [
-        [of[i] for i in chosen[start : start + settings.rows]]
-        for start in range(0, wanted, settings.rows)
-    ]
-
-    def again() -> Iterator[Any]:
-        for batch in batches:
-            made = collate(examples, batch, base.processor.pad_token_id)
-            yield {name: t.to(base.numerics.device) for name, t in made.items()}
-
-    return again
 
 
 def _check(config: ExperimentConfig, weights: bool) -> None:
