@@ -7,5 +7,6 @@ proportions  one proportion, and two classifiers on the same rows, from few rows
 decisions    permutation test, Holm, equivalence (TOST), and the verdict of a comparison
 noise        the A/A noise floor, the detectable difference, the seeds that one needs
 tasks        interquartile mean and probability of improvement over several tasks
+merges       two merge methods, paired over orders, tasks and rows
 trials       the expected best of 1..N trials of a search
 """
