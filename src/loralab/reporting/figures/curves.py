@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from loralab.reporting.figures.parts import (
     check_label,
@@ -41,6 +42,7 @@ class Curve:
         low: Lower bounds of the intervals, [N].
         high: Upper bounds, [N].
         seeds: How many seeds the mean and the interval come from.
+        of: What they are, in the singular, where they are no seeds (orders of tasks).
     """
 
     name: str
@@ -49,14 +51,20 @@ class Curve:
     low: Sequence[float]
     high: Sequence[float]
     seeds: int
+    of: str = "seed"
 
 
-def _check(curve: Curve) -> None:
+def check_curve(curve: Curve) -> None:
+    """Refuse what is no curve.
+
+    Raises:
+        ValueError: uneven lengths, no seeds, or no interval somewhere.
+    """
     lengths = {len(part) for part in (curve.x, curve.mean, curve.low, curve.high)}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(f"curve {curve.name!r}: x, mean, low, high differ in length")
     if curve.seeds < 1:
-        raise ValueError(f"curve {curve.name!r}: {curve.seeds} seeds")
+        raise ValueError(f"curve {curve.name!r}: {curve.seeds} {curve.of}s")
     for mean, low, high in zip(curve.mean, curve.low, curve.high, strict=True):
         if not math.isnan(mean) and not low <= high:
             raise ValueError(
@@ -71,7 +79,8 @@ def _is_alone(curve: Curve, index: int) -> bool:
     return missing and not math.isnan(curve.mean[index])
 
 
-def _draw(axes: Axes, curve: Curve, number: int) -> None:
+def draw_curve(axes: Axes, curve: Curve, number: int) -> None:
+    """Draw a mean with its band in the look of this number."""
     seen = look(number)
     axes.fill_between(
         curve.x, curve.low, curve.high, color=seen.colour, alpha=BAND, linewidth=0
@@ -85,7 +94,7 @@ def _draw(axes: Axes, curve: Curve, number: int) -> None:
         [curve.high[n] for n in alone],
         color=seen.colour,
     )
-    unit = "seed" if curve.seeds == 1 else "seeds"
+    unit = curve.of if curve.seeds == 1 else f"{curve.of}s"
     axes.plot(
         curve.x,
         curve.mean,
@@ -114,14 +123,18 @@ def learning_curves(curves: Sequence[Curve], x_label: str, y_label: str) -> Figu
     """
     check_some(curves, "curve")
     for curve in curves:
-        _check(curve)
+        check_curve(curve)
     with style():
         figure = empty_figure(COLUMN_WIDTH, COLUMN_HEIGHT)
         axes = figure.add_subplot()
         for number, curve in enumerate(curves):
-            _draw(axes, curve, number)
+            draw_curve(axes, curve, number)
         axes.set_xlabel(check_label(x_label))
         axes.set_ylabel(check_label(y_label))
-        means = [line for line in axes.lines if line.get_marker() != "None"]
-        legend_above(figure, means)
+        legend_above(figure, means(axes))
         return freeze(figure)
+
+
+def means(axes: Axes) -> list[Line2D]:
+    """Return the lines of the means, which have markers and names."""
+    return [line for line in axes.lines if line.get_marker() != "None"]

@@ -108,7 +108,8 @@ def _right_columns(rows: Sequence[ForestRow]) -> dict[str, list[str]]:
     }
 
 
-def _draw_row(axes: Axes, row: ForestRow, y: int, better: Better | None) -> None:
+def draw_interval(axes: Axes, row: ForestRow, y: int, better: Better | None) -> None:
+    """Draw a difference and its interval, filled where it excludes zero."""
     interval, colour = row.interval, _colour(row, better)
     axes.hlines(y, interval.low, interval.high, color=colour, linewidth=INTERVAL_LINE)
     axes.plot(
@@ -120,6 +121,10 @@ def _draw_row(axes: Axes, row: ForestRow, y: int, better: Better | None) -> None
         markerfacecolor=colour if interval.excludes_zero else "white",
         linestyle="none",
     )
+
+
+def _draw_row(axes: Axes, row: ForestRow, y: int, better: Better | None) -> None:
+    draw_interval(axes, row, y, better)
     indent = INDENT if row.group else 0.0
     _beside(axes, row.label, y, -1, indent)
 

@@ -56,6 +56,9 @@ _SLANT = 35
 _LUMA = (0.2126, 0.7152, 0.0722)
 """How bright red, green and blue are (ITU-R BT.709)."""
 
+_MOST_WRITTEN = 6
+"""Rows of a panel whose cells have room for numbers."""
+
 _BAR_PAD = 0.02
 """Between map and bar, of the width."""
 
@@ -108,7 +111,10 @@ def _ink(colours: Colormap, share: float) -> str:
     return "white" if luminance < _DARK else INK
 
 
-def _draw(axes: Axes, cells: Sequence[Sequence[HeatCell]], scale: Normalize) -> None:
+def _draw(
+    axes: Axes, cells: Sequence[Sequence[HeatCell]], scale: Normalize, written: bool
+) -> Axes:
+    """Draw the cells and return the axes of the colour bar."""
     diverging = isinstance(scale, TwoSlopeNorm)
     colours = matplotlib.colormaps[DIVERGING if diverging else SEQUENTIAL]
     numbers = [[_number(cell) for cell in row] for row in cells]
@@ -125,10 +131,13 @@ def _draw(axes: Axes, cells: Sequence[Sequence[HeatCell]], scale: Normalize) -> 
                 }
                 axes.add_patch(Rectangle((x, y), 1, 1, hatch=HATCH, **look))
                 continue
+            if not written:
+                continue
             ink = _ink(colours, float(scale(number)))
             place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL}
             axes.text(x + 0.5, y + 0.5, text, color=ink, **place)
-    axes.figure.colorbar(mesh, ax=axes, shrink=1.0, pad=_BAR_PAD, aspect=20)
+    bar = axes.figure.colorbar(mesh, ax=axes, shrink=1.0, pad=_BAR_PAD, aspect=20)
+    return bar.ax
 
 
 def _size(texts: Sequence[Sequence[str]], columns: Sequence[str]) -> tuple[float, bool]:
@@ -201,10 +210,55 @@ def heat_map(
         axes = figure.add_subplot()
         if title:
             figure.suptitle(title, fontsize=TEXT)
-        _draw(axes, values, _scale(numbers, centre))
+        bar = _draw(axes, values, _scale(numbers, centre), written=True)
         _name_axes(axes, rows, columns, slant)
-        _name_bar(figure.axes[-1], check_label(label), _whole(values))
+        _name_bar(bar, check_label(label), _whole(values))
         return freeze(figure)
+
+
+def draw_tasks(
+    axes: Axes, values: Sequence[Sequence[float]], names: Sequence[str], label: str
+) -> None:
+    """Draw tasks × tasks on axes that are one panel of a figure.
+
+    Cells have their numbers where there is room, and names always slant.
+
+    Raises:
+        ValueError: as `heat_map`.
+    """
+    _check(values, names, names)
+    numbers = [number for row in values for number in row]
+    written = len(names) <= _MOST_WRITTEN
+    bar = _draw(axes, values, _scale(numbers, None), written)
+    _name_axes(axes, names, names, slant=True)
+    _name_bar(bar, check_label(label), whole=False)
+
+
+def similarity_map(
+    values: Sequence[Sequence[float]], names: Sequence[str], label: str
+) -> Figure:
+    """Draw how similar tasks are to each other, tasks × tasks.
+
+    The diagonal is hatched: a task is like itself, and its 1 would take all colour
+    from the rest. One colour that grows lighter, so that a grey print says the same.
+
+    Args:
+        values: [tasks, tasks]; the diagonal is not read, NaN is hatched too.
+        names: Of the tasks.
+        label: Of the values, with a unit in parentheses.
+
+    Raises:
+        ValueError: as `heat_map`.
+    """
+    return heat_map(without_diagonal(values), names, names, label)
+
+
+def without_diagonal(values: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return a square matrix with NaN on its diagonal."""
+    return [
+        [math.nan if x == y else value for x, value in enumerate(row)]
+        for y, row in enumerate(values)
+    ]
 
 
 def _name_bar(bar: Axes, label: str, whole: bool) -> None:

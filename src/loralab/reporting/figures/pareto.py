@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Transform
 
 from loralab.evaluation.intervals import Interval
 from loralab.reporting.figures.labels import Segment, place_labels
@@ -66,11 +67,13 @@ class Point:
     group: str = ""
 
 
-def _number(value: float | Interval) -> float:
+def number_of(value: float | Interval) -> float:
+    """Return the number that an axis shows."""
     return value.value if isinstance(value, Interval) else float(value)
 
 
-def _ends(value: float | Interval) -> tuple[float, float]:
+def ends(value: float | Interval) -> tuple[float, float]:
+    """Return where a value's interval begins and ends."""
     if isinstance(value, Interval):
         return value.low, value.high
     return float(value), float(value)
@@ -84,7 +87,7 @@ def front(points: Sequence[Point], x_better: Better, y_better: Better) -> list[P
     """
 
     def goodness(point: Point) -> tuple[float, float]:
-        x, y = _number(point.x), _number(point.y)
+        x, y = number_of(point.x), number_of(point.y)
         return (x if x_better == "higher" else -x, y if y_better == "higher" else -y)
 
     def beaten(point: Point) -> bool:
@@ -93,33 +96,54 @@ def front(points: Sequence[Point], x_better: Better, y_better: Better) -> list[P
         return any(a >= x and b >= y and (a, b) != (x, y) for a, b in others)
 
     kept = [point for point in points if not beaten(point)]
-    return sorted(kept, key=lambda point: (_number(point.x), _number(point.y)))
+    return sorted(kept, key=lambda point: (number_of(point.x), number_of(point.y)))
 
 
-def _check(points: Sequence[Point], x_log: bool) -> None:
+def check_points(points: Sequence[Point], x_log: bool) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        ValueError: no points, one without an interval, or without a logarithm.
+    """
     check_some(points, "point")
     for point in points:
         if not any(isinstance(value, Interval) for value in (point.x, point.y)):
             raise ValueError(f"point {point.name!r} has no interval in x or in y")
         for value in (point.x, point.y):
-            low, high = _ends(value)
-            check_interval(Interval(_number(value), low, high), point.name)
-        if x_log and min(_number(point.x), *_ends(point.x)) <= 0:
+            low, high = ends(value)
+            check_interval(Interval(number_of(value), low, high), point.name)
+        if x_log and min(number_of(point.x), *ends(point.x)) <= 0:
             raise ValueError(f"point {point.name!r}: x ≤ 0 has no logarithm")
 
 
-def _draw(axes: Axes, point: Point, number: int, on_front: bool) -> None:
+def draw_point(
+    axes: Axes,
+    point: Point,
+    number: int,
+    on_front: bool,
+    where: Transform | None = None,
+) -> None:
+    """Draw a point and its intervals in the look of this number, pale off the front.
+
+    Args:
+        axes: Where.
+        point: What.
+        number: Of its look.
+        on_front: Whether it is not pale.
+        where: From data to paper, if not as the axes have it.
+    """
     seen, alpha = look(number), FULL if on_front else PALE
-    x, y = _number(point.x), _number(point.y)
+    x, y = number_of(point.x), number_of(point.y)
     bar: dict[str, Any] = {
         "color": seen.colour,
         "alpha": alpha,
         "linewidth": INTERVAL_LINE * _THINNER,
+        "transform": where or axes.transData,
     }
     if isinstance(point.x, Interval):
-        axes.hlines(y, *_ends(point.x), **bar)
+        axes.hlines(y, *ends(point.x), **bar)
     if isinstance(point.y, Interval):
-        axes.vlines(x, *_ends(point.y), **bar)
+        axes.vlines(x, *ends(point.y), **bar)
     axes.plot(
         [x],
         [y],
@@ -131,19 +155,20 @@ def _draw(axes: Axes, point: Point, number: int, on_front: bool) -> None:
         linestyle="none",
         alpha=alpha,
         zorder=3,
+        transform=where or axes.transData,
     )
 
 
 def _bars(point: Point) -> list[Segment]:
     """Return a point's intervals as lines."""
-    (left, right), (low, high) = _ends(point.x), _ends(point.y)
-    x, y = _number(point.x), _number(point.y)
+    (left, right), (low, high) = ends(point.x), ends(point.y)
+    x, y = number_of(point.x), number_of(point.y)
     return [((left, y), (right, y)), ((x, low), (x, high))]
 
 
 def _steps(best: Sequence[Point], x_better: Better) -> list[Segment]:
     """Return the level and upright lines of the front."""
-    places = [(_number(point.x), _number(point.y)) for point in best]
+    places = [(number_of(point.x), number_of(point.y)) for point in best]
     found = []
     for start, end in pairwise(places):
         corner = (end[0], start[1]) if x_better == "lower" else (start[0], end[1])
@@ -153,8 +178,8 @@ def _steps(best: Sequence[Point], x_better: Better) -> list[Segment]:
 
 def _draw_front(axes: Axes, best: Sequence[Point], x_better: Better) -> None:
     axes.step(
-        [_number(point.x) for point in best],
-        [_number(point.y) for point in best],
+        [number_of(point.x) for point in best],
+        [number_of(point.y) for point in best],
         where="post" if x_better == "lower" else "pre",
         color=PALE_INK,
         linewidth=THIN,
@@ -171,9 +196,17 @@ def _name_axes(
     axes.set_ylabel(f"{check_label(labels[1])}\n{words[better[1]]}")
 
 
-def _log_x(axes: Axes, numbers: Sequence[float]) -> None:
+def log_x(axes: Axes, points: Sequence[Point], margin: float = _LOG_MARGIN) -> None:
+    """Make the axis of x logarithmic, with room beside the outermost points.
+
+    Args:
+        axes: Whose.
+        points: What it must hold.
+        margin: The room: a power of largest over smallest.
+    """
+    numbers = [number for point in points for number in ends(point.x)]
     low, high = min(numbers), max(numbers)
-    beyond = max((high / low) ** _LOG_MARGIN, _LEAST_LOG_MARGIN)
+    beyond = max((high / low) ** margin, _LEAST_LOG_MARGIN)
     axes.set_xscale("log")
     axes.set_xlim(low / beyond, high * beyond)
     log_axis(axes.xaxis, low / beyond, high * beyond)
@@ -217,7 +250,7 @@ def pareto(
         ValueError: a label without a unit, no points, a point without an interval, an
             x that has no logarithm, another direction.
     """
-    _check(points, x_log)
+    check_points(points, x_log)
     for better in (x_better, y_better):
         check_better(better)
     groups = list(dict.fromkeys(point.group for point in points))
@@ -227,14 +260,14 @@ def pareto(
         best = front(points, x_better, y_better)
         _draw_front(axes, best, x_better)
         for point in points:
-            _draw(axes, point, groups.index(point.group), point in best)
+            draw_point(axes, point, groups.index(point.group), point in best)
         if x_log:
-            _log_x(axes, [n for point in points for n in _ends(point.x)])
+            log_x(axes, points)
         _name_axes(axes, (x_label, y_label), (x_better, y_better))
         _legend(figure, axes, groups)
         freeze(figure)
         ink = [INK if point in best else PALE_INK for point in points]
-        places = [(_number(point.x), _number(point.y)) for point in points]
+        places = [(number_of(point.x), number_of(point.y)) for point in points]
         lines = [line for point in points for line in _bars(point)]
         lines += _steps(best, x_better)
         place_labels(axes, [point.name for point in points], places, lines, ink)

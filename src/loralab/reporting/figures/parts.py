@@ -112,6 +112,8 @@ def text_width(text: str, size: float = TEXT, weight: str = "normal") -> float:
 
 def log_tick(value: float, _: object = None) -> str:
     """Return a tick of a logarithmic axis: 0.01, 5,000, 10⁶, 2×10⁶."""
+    if value <= 0:  # evenly spaced ticks begin one beside the axis
+        return ""
     exponent = math.floor(math.log10(value) + _ROUNDING)
     if exponent in _PLAIN_EXPONENTS:
         return f"{value:,.12g}"
