@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python -m benchmarks.merging
 
 lock: setup
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --no-emit-index-url \

@@ -26,7 +26,12 @@ from loralab import compose, load_rows, registry
 from loralab.adapters.allocation import Budget, Module, allocate, modules_of, needs_of
 from loralab.adapters.allotment import MOST, budget_of
 from loralab.adapters.attach import attach
-from loralab.adapters.calibration import Batches, Statistics, measure
+from loralab.adapters.calibration import (
+    Batches,
+    Statistics,
+    calibration_batches,
+    measure,
+)
 from loralab.adapters.files import save_weights
 from loralab.adapters.ranks_config import CalibrationConfig, RanksConfig
 from loralab.adapters.site import site_of
@@ -37,7 +42,6 @@ from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything
 from loralab.runs.environment import environment
 from loralab.runs.run import create
-from loralab.training.prepare import calibration_batches
 
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
 BATCHES = 8

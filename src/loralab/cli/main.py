@@ -17,6 +17,7 @@ from loralab.cli import (
     doctor,
     evaluate,
     infer,
+    merge,
     methods,
     pipeline,
     plan,
@@ -24,6 +25,7 @@ from loralab.cli import (
     quantize,
     ranks,
     runs,
+    sketch,
     study,
     sweep,
     train,
@@ -57,6 +59,7 @@ app.command("plan")(plan.plan)
 app.command("methods")(methods.methods)
 app.command("ranks")(ranks.ranks)
 app.command("train")(train.train)
+app.command("sketch")(sketch.sketch)
 app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
 app.command("infer")(infer.infer)
@@ -64,6 +67,7 @@ app.command("quantize", cls=listing("storage format", "Formats and their keys:")
     quantize.quantize
 )
 app.command("pipeline")(pipeline.pipeline)
+app.add_typer(merge.app, name="merge")
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
 app.command("publish", cls=listing("publishing target", "Targets and their keys:"))(

@@ -119,8 +119,14 @@ class TrainingProgress:
     def _on_storing(self, event: dict[str, Any]) -> None:
         self._counted(event, event["what"])
 
+    def _on_merging(self, event: dict[str, Any]) -> None:
+        self._counted(event, event["what"])
+
     def _on_comparing(self, event: dict[str, Any]) -> None:
         self._counted(event, f"comparing: {event['what']}")
+
+    def _on_sketching(self, event: dict[str, Any]) -> None:
+        self._counted(event, "reading inputs")
 
     def _counted(self, event: dict[str, Any], what: str) -> None:
         """Draw what is done step by step; elsewhere say once that it begins."""

@@ -1,0 +1,341 @@
+"""`loralab merge`: adapters into one, at once or one after another."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from loralab.cli.listing import listing
+from loralab.cli.merge_inputs import (
+    adapter_of,
+    base_of,
+    config_of,
+    keep_trials,
+    method_of,
+    room_of,
+    weights_of,
+)
+from loralab.cli.merge_work import progress, tell, tuned_weights, write_and_tell
+from loralab.cli.options import RunsDir
+
+if TYPE_CHECKING:
+    from loralab.merging.log import Entry
+    from loralab.merging.state import MergedState
+
+SHORT = "adapters"
+"""The command that stands for no command: ``loralab merge A B --out C``."""
+Methods = listing("merge method", "Methods and their keys:", "--method")
+
+
+class Short(TyperGroup):
+    """A group whose arguments, where they name no command, are adapters to merge."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in that is not written."""
+        named = args and args[0] in (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, [SHORT, *args] if args and not named else args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command; the one that is not written has no name in its usage."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return "" if name == SHORT else name, command, rest
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, and name the methods."""
+        from loralab import registry
+
+        names = ", ".join(registry.names("merge method"))
+        self.epilog = (
+            f"Methods: {names}.\n\nloralab merge --method NAME --help tells the "
+            "options of the short form and the keys of a method."
+        )
+        super().format_help(ctx, formatter)
+
+
+app = typer.Typer(
+    cls=Short,
+    no_args_is_help=True,
+    help="""Merge adapters exactly, in factored form; no base model is read.
+
+    At once: loralab merge A B C --out DIR --method NAME key=value …
+
+    One after another: init, then add, and export when you like.
+
+    An adapter is a plain PEFT folder or a run; a folder called add is written ./add.
+    """,
+)
+
+State = Annotated[Path, typer.Argument(help="The folder of a merge.")]
+MethodName = Annotated[str, typer.Option("--method", help="The merge method.")]
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ADAPTER… [KEY=VALUE…]",
+        help="Adapter folders or runs; key=value of the method.",
+    ),
+]
+Pairs = Annotated[list[str] | None, typer.Argument(help="key=value of the method.")]
+Out = Annotated[Path, typer.Option("--out", help="The folder of the merged adapter.")]
+Rank = Annotated[
+    str,
+    typer.Option(help="exact, or the rank of every module."),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Smallest ranks that keep this share of Σσ²."),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(min=0, help="Best ranks within this many megabytes (10⁶ bytes)."),
+]
+OutDtype = Annotated[
+    Literal["fp64", "fp32", "bf16", "fp16"] | None,
+    typer.Option("--dtype", help="Of the merged factors; by default the adapters'."),
+]
+Head = Annotated[
+    str | None,
+    typer.Option(help="The task whose head it has; by default one that all have."),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Of the adapters, such as 0.5,0.5,1.")
+]
+Bake = Annotated[
+    str | None,
+    typer.Option(
+        help="A base (embedded:NAME, ./folder or org/name): write it with the merged "
+        "update in its weights, not an adapter."
+    ),
+]
+Tune = Annotated[
+    int | None,
+    typer.Option(min=1, help="Try so many weights on the runs' validation rows."),
+]
+TuneScale = Annotated[
+    bool, typer.Option("--tune-scale", help="One weight for all, with --tune.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Also other bases, and an adapter twice.")
+]
+
+
+@app.command(SHORT, hidden=True, cls=Methods)
+def adapters(
+    words: Words,
+    method: MethodName,
+    out: Out,
+    weights: Weights = None,
+    rank: Rank = "exact",
+    energy: Energy = None,
+    budget_mb: Budget = None,
+    dtype: OutDtype = None,
+    head: Head = None,
+    bake: Bake = None,
+    tune: Tune = None,
+    tune_scale: TuneScale = False,
+    force: Force = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Merge adapters into a plain PEFT adapter; exact, unless a rank option is given.
+
+    No state is kept: to add another one later, use init and add.
+    """
+    from loralab.cli.merge_view import cost
+    from loralab.merging.fit import check_fit, opened
+    from loralab.merging.sequential import merge_to_adapter
+
+    named, chosen = method_of(method, words)
+    room, scales = room_of(rank, energy, budget_mb), weights_of(weights, tune)
+    sources = opened([adapter_of(text, runs_dir) for text in named])
+    check_fit(sources, force)
+    tell(cost(chosen, sources))
+    tuned = tuned_weights(chosen, named, tune, tune_scale, runs_dir) if tune else None
+    write = partial(
+        merge_to_adapter,
+        sources=sources,
+        method=chosen,
+        weights=tuned.best.weights if tuned else scales,
+        room=room,
+        head=head,
+    )
+    write_and_tell(write, out, dtype, chosen, base_of(bake, sources, force))
+    if tuned:
+        keep_trials(out, tuned)
+
+
+@app.command("init", cls=Methods)
+def init(
+    state: State,
+    method: MethodName,
+    pairs: Pairs = None,
+    precision: Annotated[
+        Literal["float64", "float32"],
+        typer.Option(help="What the algebra is done in, and the sum is stored in."),
+    ] = "float64",
+) -> None:
+    """Make the folder of a merge, without an adapter yet."""
+    from loralab.merging.state import MergedState
+
+    made = MergedState.begin(state, config_of(method, pairs or []), precision)
+    params = " ".join(f"{k}={v}" for k, v in _shown_params(made).items())
+    tell(f"{made.method.name} {params}".rstrip(), f"in {state}")
+
+
+@app.command("add")
+def add(
+    state: State,
+    adapters: Annotated[list[str], typer.Argument(help="Adapter folders or runs.")],
+    name: Annotated[
+        str | None, typer.Option(help="What the task is called (of one adapter).")
+    ] = None,
+    weight: Annotated[
+        float, typer.Option(help="What the update is multiplied with.")
+    ] = 1.0,
+    force: Force = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Merge one more adapter, or several in their order."""
+    from loralab.errors import ConfigError
+    from loralab.merging.state import MergedState
+
+    if name and len(adapters) > 1:
+        raise ConfigError("--name is of one adapter, and several are added")
+    found = MergedState.open(state)
+    with progress() as on_event:
+        for adapter in adapters:
+            place = adapter_of(adapter, runs_dir)
+            entry = found.add(place, name, weight, force, on_event=on_event)
+            tell(f"added    {_told(entry)}")
+    tell(*_numbers(found))
+
+
+@app.command("export")
+def export(
+    state: State,
+    out: Out,
+    rank: Rank = "exact",
+    energy: Energy = None,
+    budget_mb: Budget = None,
+    dtype: OutDtype = None,
+    head: Head = None,
+    bake: Bake = None,
+    force: Force = False,
+) -> None:
+    """Write what is merged as a plain PEFT adapter; the merge stays as it is."""
+    from loralab.cli.merge_view import cost
+    from loralab.merging.state import MergedState
+
+    room = room_of(rank, energy, budget_mb)
+    found = MergedState.open(state)
+    tell(cost(found.method, found.sources))
+    write = partial(
+        found.export,
+        rank=room.rank,
+        energy=room.energy,
+        budget_mb=room.megabytes,
+        head=head,
+    )
+    base = base_of(bake, found.sources, force)
+    write_and_tell(write, out, dtype, found.method, base)
+
+
+@app.command("undo")
+def undo(state: State) -> None:
+    """Take the last adapter out again; what is left is merged anew."""
+    from loralab.merging.state import MergedState
+
+    found = MergedState.open(state)
+    with progress() as on_event:
+        entry = found.undo(on_event)
+    tell(f"undone   {_told(entry)}", *_numbers(found))
+
+
+@app.command("log")
+def log(
+    state: State,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Merge anew, and compare with the sum.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show all that was done to a merge; every file of it is hashed."""
+    from rich.table import Table
+
+    from loralab.cli import render
+    from loralab.merging.state import MergedState
+
+    found = MergedState.open(state)
+    if verify:
+        with progress() as on_event:
+            found.verify(on_event)
+    if json_output:
+        typer.echo(json.dumps([entry.model_dump(mode="json") for entry in found.log]))
+        return
+    table = Table("", "what", "adapter", "weight", "norm", "sha256", "when (UTC)")
+    for entry in found.log:
+        table.add_row(
+            str(entry.number),
+            entry.action,
+            entry.adapter,
+            f"{entry.weight:g}",
+            f"{entry.norm:.4g}",
+            entry.digest[:12],
+            entry.time,
+        )
+    render.console().print(table)
+    tell(*_numbers(found), *(["verified by a replay"] if verify else []))
+
+
+@app.command("check")
+def check(
+    adapters: Annotated[list[str], typer.Argument(help="Adapter folders or runs.")],
+    figures: Annotated[
+        Path | None, typer.Option(help="Write figures into this folder.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Compare adapters before they are merged, and say what it means in words."""
+    from loralab.cli import render
+    from loralab.cli.merge_view import drawn, pairs_table, summary, tasks_table
+    from loralab.lowrank.files import AdapterFolder
+    from loralab.merging.analysis import MergingAnalyzer
+
+    found = [AdapterFolder.open(adapter_of(adapter, runs_dir)) for adapter in adapters]
+    analysis = MergingAnalyzer(found).report()
+    paths = drawn(analysis, figures) if figures else []
+    if json_output:
+        typer.echo(json.dumps(analysis.record()))
+        return
+    console = render.console()
+    console.print(tasks_table(analysis))
+    console.print(pairs_table(analysis))
+    tell(*summary(analysis), *(f"wrote {path}" for path in paths))
+
+
+def _shown_params(state: MergedState) -> dict[str, Any]:
+    return state.method.params.model_dump(mode="json")
+
+
+def _told(entry: Entry) -> str:
+    """Return an entry in a line."""
+    weight = "" if entry.weight == 1 else f", weight {entry.weight:g}"
+    return f"{entry.adapter} (norm {entry.norm:.4g}{weight}, {entry.digest[:12]})"
+
+
+def _numbers(state: MergedState) -> list[str]:
+    """Return a merge's numbers in lines."""
+    if not state.task_count:
+        return ["no task is merged"]
+    names = ", ".join(task.adapter for task in state.tasks)
+    lines = [
+        f"tasks    {state.task_count}: {names}",
+        f"method   {state.method.name}; a task has a mean norm of {state.avg_norm:.4g}",
+    ]
+    if state.method.continual:  # λ of others costs a merge
+        lines[1] += f", λ {state.lambda_t:.4g}"
+    return lines

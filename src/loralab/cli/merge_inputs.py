@@ -1,0 +1,103 @@
+"""What `loralab merge` makes of the words of a command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loralab.config import MergeConfig
+    from loralab.experiments.merge_tuning import Tuned
+    from loralab.lowrank.files import AdapterFolder
+    from loralab.merging.method import Method
+    from loralab.merging.room import Room
+
+PAIR = re.compile(r"[A-Za-z_][\w.]*=")
+"""What begins like this is key=value; a folder of such a name is written ./a=b."""
+
+
+def config_of(name: str, pairs: list[str]) -> MergeConfig:
+    """Return a method with the params of a command line."""
+    from loralab.config import MergeConfig
+    from loralab.config.named import named
+
+    return named(MergeConfig, name, pairs)
+
+
+def method_of(name: str, words: list[str]) -> tuple[list[str], Method]:
+    """Return the adapters among words, and the method with the params among them."""
+    from loralab.merging.method import resolve
+
+    pairs = [word for word in words if PAIR.match(word)]
+    named = [word for word in words if not PAIR.match(word)]
+    return named, resolve(config_of(name, pairs))
+
+
+def room_of(rank: str, energy: float | None, megabytes: float | None) -> Room:
+    """Return how much is written."""
+    from loralab.errors import ConfigError
+    from loralab.merging.room import Room
+
+    if rank != "exact" and not rank.isdecimal():
+        raise ConfigError(f"--rank {rank}: neither exact nor a whole number")
+    return Room(None if rank == "exact" else int(rank), energy, megabytes)
+
+
+def weights_of(text: str | None, tune: int | None) -> tuple[float, ...]:
+    """Return the numbers of ``0.5,0.5,1``."""
+    from loralab.errors import ConfigError
+
+    if text and tune:
+        raise ConfigError("--weights are given, and --tune would choose them")
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ConfigError(
+            f"--weights {text}: not numbers", fix="such as --weights 0.5,0.5,1"
+        ) from None
+
+
+def adapter_of(text: str, runs_dir: Path) -> Path:
+    """Return the folder that a text names: its path, or a run's adapter."""
+    from loralab.runs import find_run
+
+    path = Path(text).expanduser()
+    if path.is_dir() and not (path / "run.json").is_file():
+        return path
+    return find_run(text, runs_dir).require_adapter()
+
+
+def base_of(
+    text: str | None, sources: Sequence[AdapterFolder], force: bool
+) -> Path | None:
+    """Return the folder of the base that is to be baked into.
+
+    Raises:
+        AdapterError: it is not the one that the adapters were trained on.
+    """
+    if text is None:
+        return None
+    from loralab.config import ModelConfig
+    from loralab.errors import AdapterError
+    from loralab.models.base import fingerprint_of, resolve_source
+
+    folder = resolve_source(ModelConfig(path=text)).folder
+    known = sources[0].base.fingerprint
+    if known and not force and fingerprint_of(folder) != known:
+        raise AdapterError(
+            f"trained on {sources[0].base.name} ({known[:12]}), and {text} is another",
+            where=sources[0].name,
+            why="an update is a difference to the very weights it was trained on",
+            fix="--bake that base, or --force",
+        )
+    return folder
+
+
+def keep_trials(folder: Path, tuned: Tuned) -> None:
+    """Write what was tried beside the adapter that came of it."""
+    from loralab.runs.files import write_json
+
+    write_json(folder / "tuning.json", tuned.record())

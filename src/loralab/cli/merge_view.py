@@ -1,0 +1,169 @@
+"""How an analysis of adapters, and what was made of them, look in a terminal."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from loralab.cli import render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from loralab.experiments.merge_tuning import Tuned
+    from loralab.lowrank.files import AdapterFolder
+    from loralab.merging.bake import Baked
+    from loralab.merging.exported import Exported
+    from loralab.merging.findings import Analysis
+    from loralab.merging.method import Method
+
+
+def tasks_table(found: Analysis) -> Table:
+    """Return what each adapter's update is, over all layers."""
+    table = Table("adapter", title="the updates ΔW", title_justify="left")
+    for name in ("Σ rank", "used", "norm", "effective rank", "stable rank"):
+        table.add_column(name, justify="right")
+    for name, task in zip(found.names, found.tasks, strict=True):
+        table.add_row(
+            name,
+            f"{task.rank:,}",
+            f"{task.used:,}",
+            f"{task.norm:.4g}",
+            f"{task.effective_rank:.2f}",
+            f"{task.stable_rank:.2f}",
+        )
+    return table
+
+
+def pairs_table(found: Analysis) -> Table:
+    """Return what each pair of adapters shares, over all layers."""
+    table = Table("adapters", title="by pairs", title_justify="left")
+    names = ("cosine", "outputs shared", "inputs shared", "rows of A", "signs against")
+    for name in names:
+        table.add_column(name, justify="right")
+    for pair in found.pairs:
+        table.add_row(
+            f"{found.names[pair.one]} · {found.names[pair.other]}",
+            _number(pair.cosine, "+.3f"),
+            _number(pair.left.overlap if pair.left else None, ".1%"),
+            _number(pair.right.overlap if pair.right else None, ".1%"),
+            _number(pair.rows, "+.3f"),
+            _number(pair.conflict.value if pair.conflict else None, ".1%"),
+        )
+    return table
+
+
+def drawn(found: Analysis, folder: Path) -> list[Path]:
+    """Write how alike the updates are, and their spectra over all layers."""
+    from loralab.reporting.figures import Decay, decay, save, similarity_map
+
+    def over_layers(spectra: Iterable[Sequence[float]]) -> list[float]:
+        return sorted(chain.from_iterable(spectra), reverse=True)
+
+    spectra = [
+        Decay(name, over_layers(layer.spectra[number] for layer in found.layers))
+        for number, name in enumerate(found.names)
+    ]
+    whole = over_layers(layer.sum_spectrum for layer in found.layers)
+    spectra = [one for one in (*spectra, Decay("sum", whole, True)) if any(one.sigma)]
+    alike = similarity_map(found.cosines(), found.names, "cosine (of two ΔW)")
+    paths = save(alike, folder, "cosines")
+    return paths + (save(decay(spectra), folder, "spectra") if spectra else [])
+
+
+def summary(found: Analysis) -> list[str]:
+    """Return ranks, what projection and cuts would take away, and the sentences."""
+    cuts = ", ".join(f"{cut.rank}: {cut.total:.1%}" for cut in found.cuts)
+    modes: dict[str, list[str]] = {}
+    for one in found.removals:
+        modes.setdefault(one.mode, []).append(f"{one.threshold:g}: {one.share:.1%}")
+    return [
+        f"rank     {found.total_rank:,} in all for an exact merge, "
+        f"{found.sum_rank:,} of them used",
+        f"cut to   {cuts} of the sum's energy kept",
+        *(f"removed  by opcm mode={m} at {', '.join(s)}" for m, s in modes.items()),
+        f"alpha    {found.suggested_threshold:.2f} is a heuristic alpha_threshold "
+        f"(similarity {found.similarity:.3f})",
+        *(f"* {verdict.sentence}" for verdict in found.verdicts),
+    ]
+
+
+def cost(method: Method, sources: Sequence[AdapterFolder]) -> str:
+    """Return what a merge will read: adapters, layers, ranks."""
+    ranks = [sorted({m.rank for m in source.modules.values()}) for source in sources]
+    each = ", ".join("–".join(map(str, sorted({r[0], r[-1]}))) for r in ranks)
+    modules = {module for source in sources for module in source.modules}
+    return (
+        f"{method.name} of {len(sources)} adapters of rank {each} in "
+        f"{len(modules)} layers …"
+    )
+
+
+def exported_lines(made: Exported, method: Method) -> list[str]:
+    """Return what was written: size, ranks, error, what each task keeps."""
+    ranks = [layer.rank for layer in made.layers]
+    used = sum(layer.of for layer in made.layers)
+    worst = max(made.layers, key=lambda layer: layer.relative_error)
+    most = f"; {worst.relative_error:.2%} in {worst.name}" if made.error else ""
+    kept = ", ".join(f"{name} {share:.1%}" for name, share in made.kept.items())
+    lines = [
+        f"method   {method.name}; the norm rule scales by {made.scale:.4g}"
+        if method.normed
+        else f"method   {method.name}",
+        f"written  {made.room}: rank {min(ranks)} to {max(ranks)}, {sum(ranks):,} of "
+        f"{used:,} in {len(ranks)} layers; {made.dtype}, {render.size(made.bytes)}",
+        f"error    {made.error:.3g} of truncation ({made.relative_error:.2%}{most}), "
+        f"{made.rounding:.2g} of rounding ({made.relative_rounding:.1e})",
+        f"energy   {made.energy:.2%} of the merged update; of the tasks: {kept}",
+    ]
+    if made.head:
+        lines.append(f"head     that of {made.head}")
+    elif made.heads:
+        lines.append(f"heads    of {', '.join(made.heads)}, beside it in heads/")
+    if made.left_out:
+        lines.append(f"not in   {', '.join(made.left_out)}: the adapters' differ")
+    return [*lines, f"adapter  {made.folder}"]
+
+
+def baked_lines(made: Baked) -> list[str]:
+    """Return which weights an adapter went into, and what rounding took of it."""
+    worst = max(made.weights, key=lambda weight: weight.relative_rounding)
+    return [
+        f"baked    {len(made.weights)} weights; rounding to the base's dtype changes "
+        f"the update by {made.relative_rounding:.2%} ({worst.relative_rounding:.2%} in "
+        f"{worst.module})",
+        f"model    {made.folder}",
+    ]
+
+
+def trials_table(found: Tuned) -> Table:
+    """Return the weights that were tried, best first, ten at most."""
+    title = f"weights, on at most {found.rows} validation rows of each task"
+    table = Table(title=title, title_justify="left")
+    for name in (*found.names, "cross-entropy", "mean accuracy"):
+        table.add_column(name, justify="right")
+    ranked = sorted(found.trials, key=lambda trial: trial.cross_entropy)
+    for trial in ranked[:10]:
+        table.add_row(
+            *(f"{weight:.3g}" for weight in trial.weights),
+            f"{trial.cross_entropy:.4f}",
+            f"{sum(trial.accuracy) / len(trial.accuracy):.3f}",
+        )
+    return table
+
+
+def tuned_line(found: Tuned) -> str:
+    """Return the choice beside weights of 1, and what it is worth."""
+    weights = ", ".join(f"{weight:.4g}" for weight in found.best.weights)
+    return (
+        f"tuned    weights {weights}: cross-entropy {found.best.cross_entropy:.4f}, "
+        f"with weights of 1 {found.plain.cross_entropy:.4f}; the best of "
+        f"{len(found.trials)} on these rows, so measure it on others"
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
