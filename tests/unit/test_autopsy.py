@@ -207,7 +207,7 @@ BREAK = {
     "bad pattern": (lambda f: rewrite(f, rank_pattern={"(": 2}), "regular expression"),
     "no B": (
         lambda f: retensor(f, lambda t, n: t.pop(n.replace("_A", "_B"))),
-        "no lora_B",
+        "lora_B.weight is missing",
     ),
     "NaN": (lambda f: retensor(f, first_nan), "NaN"),
     "another shape": (
@@ -222,7 +222,7 @@ BREAK = {
         lambda f: retensor(
             f, lambda t, n: t.update({"base_model.model.e.lora_embedding_A": t[n] * 1})
         ),
-        "linear layer",
+        "lora_embedding_B is missing",
     ),
 }
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from tests.every_layer import saved
 from tests.merging import Held, dense, dense_update, drawn
 
-from loralab.errors import AdapterError
+from loralab.errors import AdapterError, MergeError
 from loralab.lowrank.factors import Factors
+from loralab.lowrank.files import AdapterFolder
+from loralab.lowrank.settings import CONFIG
 from loralab.lowrank.update import frobenius
+from loralab.merging.fit import check_fit
 from loralab.merging.merge import layers, merge
 from loralab.merging.method import method
 
@@ -57,3 +63,37 @@ def test_random_numbers_are_a_layers_own() -> None:
 
 def _zero() -> Factors:
     return Factors(torch.zeros(1, 3), torch.zeros(2, 1), 1.0)
+
+
+def test_an_adapter_that_names_no_base_is_taken_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    named, bare = (saved_adapter(tmp_path / n, seed=i) for i, n in enumerate("ab"))
+    rename(named, base_model_name_or_path="org/base")
+    rename(bare, base_model_name_or_path=None)
+    check_fit([AdapterFolder.open(named), AdapterFolder.open(bare)])
+    assert "b does not say which base it belongs to" in caplog.text
+    assert "a does not say" not in caplog.text
+
+
+def test_adapters_of_bases_of_two_names_are_refused_unless_forced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = (saved_adapter(tmp_path / n, seed=i) for i, n in enumerate("ab"))
+    rename(one, base_model_name_or_path="org/one")
+    rename(two, base_model_name_or_path="org/two")
+    sources = [AdapterFolder.open(one), AdapterFolder.open(two)]
+    with pytest.raises(MergeError, match=r"org/two and org/one"):
+        check_fit(sources)
+    check_fit(sources, force=True)
+    assert "org/two and org/one (forced)" in caplog.text
+
+
+def saved_adapter(folder: Path, seed: int) -> Path:
+    saved(folder, seed=seed)
+    return folder
+
+
+def rename(folder: Path, **changes: str | None) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **changes}))
