@@ -17,7 +17,8 @@ the worst relative Frobenius difference over several random draws:
     python -m benchmarks.merging_laws --mergekit PYTHON      # and mergekit's
 
 PYTHON is that of an environment of its own. mergekit merges whole models: its inputs
-are base + ΔW, its result the difference to the base, on a Llama of one small layer.
+are base + ΔW, its result the difference to the base, on a Llama of one small layer
+whose weight is about a hundred times the update: what rounding a whole model costs.
 """
 
 from __future__ import annotations
@@ -64,8 +65,14 @@ LAWS = (
     "driver",
     "sum",
 )
-HOLDS = 1e-5
+HOLDS = 1e-4
 """Relative difference below which a law holds; rounding of float32 is below it."""
+BY_DEFINITION = (
+    "What is off here is so by the method's own definition, and its docstring says why: "
+    "`lora-lego` clusters the stored rows and columns, `core-space` takes its reference "
+    "from the stored factors unless told otherwise, and `opcm-separate`, a baseline, "
+    "projects B and A apart."
+)
 
 
 def drawn(seed: int, rank: int = RANK, rslora: bool = False) -> Adapter:
@@ -143,8 +150,7 @@ def pairs(tool: Tool, seed: int) -> Iterator[tuple[str, Callable[[], float]]]:
     yield "mixed ranks", mixed
     yield "gauge", gauge
     yield "scale", scale
-    if not tool.ordered:
-        yield "permutation", lambda: difference(merge(tasks[::-1]), merge(tasks))
+    yield "permutation", lambda: difference(merge(tasks[::-1]), merge(tasks))
     yield "driver", driver
     if tool.sums:
         total = sum((task.dense for task in tasks[1:]), tasks[0].dense)
@@ -174,7 +180,7 @@ def verdict(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return "refused"
-    return "holds" if value < HOLDS else f"**{100 * value:.2g} % off**"
+    return "holds" if value < HOLDS else f"**{float(f'{100 * value:.2g}'):g} % off**"
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -193,7 +199,7 @@ def page(told: Mapping[str, Any]) -> str:
     lines = [
         "# Laws of merging: a scoreboard",
         "",
-        "Made by `benchmarks/merging_laws.py`; every cell is measured.",
+        "Made by `python -m benchmarks.merging_laws`; every cell is measured.",
         about.rstrip(),
         "",
         f"A law holds where the worst of {told['draws']} draws differs by less than "
@@ -210,7 +216,10 @@ def page(told: Mapping[str, Any]) -> str:
             for law, value in found.items()
             if isinstance(value, str)
         }
-        lines += ["", *(f"- {law}: {value}" for law, value in refused.items()), ""]
+        notes = [f"- {law}: {value}" for law, value in refused.items()]
+        if tool["name"] == "loralab":
+            notes.append(BY_DEFINITION)
+        lines += ["", *notes, ""] if notes else [""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,6 @@ class Tool:
         merge: Adapters in, merged ΔW out.
         sums: Whether the method means Σ ΔW.
         tasks: How many adapters it takes.
-        ordered: Whether it is one that adds tasks in their order, on purpose.
         skip: Laws that cannot be asked of it.
     """
 
@@ -73,7 +72,6 @@ class Tool:
     merge: Merge
     sums: bool = False
     tasks: int = TASKS
-    ordered: bool = False
     skip: tuple[str, ...] = field(default=())
 
 
@@ -175,6 +173,8 @@ def _thinned(name: str) -> tuple[str, ...]:
 # mergekit
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
+BASE_NORM = 1500.0
+"""‖W‖ of the base; the updates that are drawn have norms of 11 to 18."""
 
 
 class Mergekit:
@@ -206,6 +206,11 @@ class Mergekit:
             num_key_value_heads=2,
         )
         model = LlamaForCausalLM(config).float()
+        with (
+            torch.no_grad()
+        ):  # so that an update is some 1 % of the weight it is added to
+            weight = model.get_parameter(WEIGHT)
+            weight.mul_(BASE_NORM / weight.norm())
         model.save_pretrained(self._base)
         return {name: t.clone() for name, t in model.state_dict().items()}
 
@@ -302,20 +307,39 @@ def mergekit_tools(kit: Mergekit) -> list[Tool]:
 
 
 def our_tools() -> list[Tool]:
-    """Return our methods with their defaults; those that need sketches are left out."""
-    tools = []
-    for name in names("merge method"):
-        facts = get("merge method", name).facts
-        if facts.get("needs"):
-            continue
-        tools.append(
-            Tool(
-                name,
-                ours(name, {}),
-                sums=name in ("task-arithmetic", "cat", "c-task-arithmetic"),
-                tasks=int(facts.get("tasks", TASKS)),
-                ordered="permutation" not in facts["laws"],
-                skip=_thinned(name),
-            )
-        )
-    return tools
+    """Return our methods; those that need sketches of inputs are left out."""
+    tools = [_our_tool(name) for name in names("merge method") if _plain(name)]
+    whole = _our_tool("core-space", reference="updates")
+    return [*tools, replace(whole, name="core-space reference=updates")]
+
+
+def _plain(name: str) -> bool:
+    return "needs" not in get("merge method", name).facts
+
+
+def _our_tool(name: str, **params: Any) -> Tool:
+    """Return one method with its defaults, of full rank where it cuts its result.
+
+    A law that holds with params of its own only (a density of 1) is one that the
+    method means to break otherwise.
+    """
+    entry = get("merge method", name)
+    laws, fields = entry.facts["laws"], entry.schema.model_fields
+    if "rank" in fields and "rank" not in UNITS.get(name, ()):
+        params["rank"] = min(SHAPE)
+    if name in SUMS_OF_OURS and "scale" in fields:
+        params["scale"] = 1.0
+    asked = ("permutation",) if name in SUMS_OF_OURS else ("identity", "permutation")
+    skip = tuple(law for law in asked if laws.get(law, True))
+    return Tool(
+        name,
+        ours(name, params),
+        sums=name in SUMS_OF_OURS,
+        tasks=int(entry.facts.get("most_tasks", TASKS)),
+        skip=(*skip, *(["rsLoRA"] if "identity" in skip else [])),
+    )
+
+
+SUMS_OF_OURS = ("task-arithmetic", "cat", "svd", "c-task-arithmetic")
+UNITS = {"lora-lego": ("rank",)}
+"""Methods whose rank is no cut of the result: how many units it clusters into."""
