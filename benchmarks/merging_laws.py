@@ -68,10 +68,10 @@ LAWS = (
 HOLDS = 1e-4
 """Relative difference below which a law holds; rounding of float32 is below it."""
 BY_DEFINITION = (
-    "What is off here is so by the method's own definition, and its docstring says why: "
-    "`lora-lego` clusters the stored rows and columns, `core-space` takes its reference "
-    "from the stored factors unless told otherwise, and `opcm-separate`, a baseline, "
-    "projects B and A apart."
+    "What is off here is so by the method's own definition, and its docstring says "
+    "why: `lora-lego` clusters the stored rows and columns, `core-space` takes its "
+    "reference from the stored factors unless told otherwise, and `opcm-separate`, a "
+    "baseline, projects B and A apart."
 )
 
 

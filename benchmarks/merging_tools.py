@@ -206,9 +206,7 @@ class Mergekit:
             num_key_value_heads=2,
         )
         model = LlamaForCausalLM(config).float()
-        with (
-            torch.no_grad()
-        ):  # so that an update is some 1 % of the weight it is added to
+        with torch.no_grad():  # an update is then some 1 % of the weight
             weight = model.get_parameter(WEIGHT)
             weight.mul_(BASE_NORM / weight.norm())
         model.save_pretrained(self._base)
