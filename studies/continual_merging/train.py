@@ -40,7 +40,8 @@ class Adapter:
         rank: Of every module.
         alpha: The scale is alpha / rank.
         steps: Of the optimizer.
-        overrides: Of the preset, shared by the group.
+        overrides: Of the preset: shared by the group, then its own.
+        name: Of the task, where it is not the preset's.
     """
 
     group: str
@@ -50,11 +51,12 @@ class Adapter:
     alpha: int
     steps: int
     overrides: tuple[str, ...]
+    name: str = ""
 
     def compose(self) -> ExperimentConfig:
         """Return the configuration that is trained."""
         own = (
-            f"name={self.group}-{self.experiment}",
+            f"name={self.group}-{self.name or self.experiment}",
             f"training.seed={self.seed}",
             f"peft.params.rank={self.rank}",
             f"peft.params.alpha={self.alpha}",
@@ -72,7 +74,16 @@ def adapters(group: str) -> list[Adapter]:
     """Return the adapters of a group, in the order of the file."""
     found = yaml.safe_load(ADAPTERS.read_text(encoding="utf-8"))[group]
     shared = tuple(found["overrides"])
-    return [Adapter(group=group, overrides=shared, **row) for row in found["adapters"]]
+    return [
+        Adapter(
+            group=group, overrides=(*shared, *row.get("overrides", ())), **_rest(row)
+        )
+        for row in found["adapters"]
+    ]
+
+
+def _rest(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "overrides"}
 
 
 def stands(run: Run) -> bool:

@@ -28,6 +28,13 @@ def test_every_adapter_is_a_configuration_of_its_own(group):
         assert EMBEDDED_SETS[one.experiment].task == "text-classification"
 
 
+@pytest.mark.parametrize("group", ["bert-glue", "llama-2-7b", "mistral-7b"])
+def test_every_adapter_of_a_larger_suite_can_be_meant(group):
+    configs = [one.compose() for one in study.adapters(group)]
+    assert len({config.run_id for config in configs}) == len(configs)
+    assert {config.data.source.name for config in configs} == {"hub"}
+
+
 def test_the_ten_are_all_classification_sets_at_three_ranks():
     found = study.adapters("minilm")
     sets = {n for n, s in EMBEDDED_SETS.items() if s.task == "text-classification"}

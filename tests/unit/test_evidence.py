@@ -118,3 +118,9 @@ def test_a_writer_of_results_draws_nothing(file):
         elif isinstance(node, ast.Attribute):
             names.add(node.attr)
     assert not names & {"random", "numpy.random", "secrets", "default_rng"}
+
+
+def test_the_scoreboard_of_laws_follows_from_its_results():
+    from benchmarks.merging_laws import PAGE, RESULTS, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(read(RESULTS))

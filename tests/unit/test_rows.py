@@ -90,6 +90,15 @@ def test_a_column_that_is_not_there_shows_the_nearest(tmp_path):
         load(file)
 
 
+def test_dots_and_numbers_lead_into_what_is_nested(tmp_path):
+    row = {"q": "who?", "answers": {"text": ["me", "you"]}, "label": "x"}
+    file = write(tmp_path / "rows.jsonl", [row])
+    found = load(file, columns={"text": "answers.text.1"}, **WHOLE)
+    assert content(found.splits["train"]) == [("you", "x")]
+    with pytest.raises(DataError, match=r"no column 'answers\.text\.2'"):
+        load(file, columns={"text": "answers.text.2"}, **WHOLE)
+
+
 def test_a_row_that_lacks_a_named_column_is_malformed_like_any_other(tmp_path):
     rows = [{"body": "a", "label": "x"}, {"bodi": "b", "label": "y"}]
     file = write(tmp_path / "rows.jsonl", rows)

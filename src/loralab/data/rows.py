@@ -115,14 +115,19 @@ def _column_names(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]
 def _column(columns: Mapping[str, Any], own: str) -> Any:
     """Return a column; its dots lead into nested ones if none has that very name.
 
+    In a list a number is a place: ``answers.text.0`` is SQuAD's first answer.
+
     Raises:
         KeyError: there is none.
     """
     value: Any = columns
     for key in [own] if own in columns else own.split("."):
-        if not isinstance(value, Mapping):
+        if isinstance(value, (list, tuple)) and key.isdigit():
+            value = dict(enumerate(value))[int(key)]
+        elif isinstance(value, Mapping):
+            value = value[key]
+        else:
             raise KeyError(own)
-        value = value[key]
     return value
 
 
