@@ -70,7 +70,23 @@ def test_singular_values_are_those_of_the_dense_update(factors):
     )
     assert float(whole[len(ours) :].sum()) <= 1e-12 * float(whole[0])
     norm = torch.linalg.matrix_norm(dense(factors)).item()
-    assert frobenius_norm(factors) == pytest.approx(norm, rel=1e-7)
+    assert frobenius_norm(factors) == pytest.approx(norm, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (7, 9)])
+def test_a_bad_gauge_does_not_change_the_norm(shape):
+    random = torch.Generator().manual_seed(0)
+    B, A, one, two = (
+        torch.randn(*size, generator=random, dtype=torch.float64)
+        for size in ((shape[0], 4), (4, shape[1]), (4, 4), (4, 4))
+    )
+    left, right = torch.linalg.qr(one).Q, torch.linalg.qr(two).Q
+    stretch = torch.logspace(-3, 3, 4, dtype=torch.float64)
+    turned = Factors(
+        right.T @ (left.T @ A / stretch[:, None]), B @ left * stretch @ right, 0.5
+    )
+    norm = float((0.5 * B @ A).norm())
+    assert frobenius_norm(turned) == pytest.approx(norm, rel=1e-10)
 
 
 @FEW

@@ -133,7 +133,8 @@ def another_lapack(random):
     def other_qr(A, mode="reduced"):
         Q, R = qr(A, mode)
         signs = _signs(random, len(R))
-        return torch.return_types.linalg_qr((Q * signs, signs[:, None] * R))
+        Q = Q if mode == "r" else Q * signs  # without its Q it is empty
+        return torch.return_types.linalg_qr((Q, signs[:, None] * R))
 
     torch.linalg.svd, torch.linalg.qr = other_svd, other_qr
     try:

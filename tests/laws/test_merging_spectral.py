@@ -239,6 +239,16 @@ def test_at_low_rank_null_directions_are_left_out(seed: int) -> None:
         )
 
 
+@pytest.mark.parametrize("ranks", [(2, 2, 1), (1, 1), (3, 2, 2, 3)])
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 1.0])
+def test_iso_cts_has_one_length_at_any_fraction(
+    fraction: float, ranks: tuple[int, ...]
+) -> None:
+    layer = drawn_layer((12, 11), ranks)
+    s = torch.linalg.svdvals(merged("iso-cts", layer, common_space_fraction=fraction))
+    close(s[: sum(ranks)], s[0].expand(sum(ranks)))
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("ranks", [(6, 6), (3, 1, 2), (2, 2, 2, 2)])

@@ -15,6 +15,7 @@ from loralab.evaluation.continual import (
     orders,
     worst_task,
 )
+from loralab.evaluation.multitask import TaskScores
 
 NAN = float("nan")
 SEEN = np.array(
@@ -93,9 +94,24 @@ def test_all_orders_of_few_tasks_and_seeded_ones_of_many() -> None:
     assert orders(10) == ten
     assert ten[1:] == orders(10, 9, seed=43)
     assert len(set(orders(5, count=60))) == 60  # of 120: some are drawn twice
+    assert len(set(orders(5, count=121))) == 120
 
 
 def test_spread_over_orders() -> None:
     assert order_std([0.5, 0.7]) == pytest.approx(0.02**0.5)
     with pytest.raises(ValueError, match="at least two"):
         order_std([0.5])
+
+
+def test_the_error_of_an_accuracy_is_its_spread_over_samples() -> None:
+    random = np.random.default_rng(0)
+
+    def sample() -> TaskScores:
+        labels = random.choice([1.0, 30.0], 200)
+        right = random.binomial(labels.astype(int), 0.2 + 0.7 * (labels > 1)) / labels
+        return TaskScores(right, labels, labels, of=10**9)
+
+    drawn = [sample() for _ in range(400)]
+    spread = np.std([said.accuracy for said in drawn], ddof=1)
+    errors = [said.subsample_error for said in drawn]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.15)

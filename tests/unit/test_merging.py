@@ -12,7 +12,7 @@ from tests.every_layer import saved
 from tests.merging import Held, dense, dense_update, drawn
 
 from loralab.errors import AdapterError, MergeError
-from loralab.lowrank.factors import Factors
+from loralab.lowrank.factors import Factors, concatenate
 from loralab.lowrank.files import AdapterFolder
 from loralab.lowrank.settings import CONFIG
 from loralab.lowrank.update import frobenius
@@ -40,6 +40,13 @@ def test_the_norm_rule_is_over_all_layers() -> None:
         math.hypot(*(float(dense(s.factors(m)).norm()) for m in "ab")) for s in sources
     ) / len(sources)
     assert math.hypot(*map(frobenius, merged.values())) == pytest.approx(mean)
+
+
+def test_what_rounding_leaves_of_tasks_that_cancel_is_not_scaled_up() -> None:
+    one, two = (drawn(3, {"a": (6, 5)}, seed) for seed in range(2))
+    both = Held({"a": concatenate(one.factors("a"), two.factors("a"))})
+    merged = merge(method("cat", norm="mean"), [one, two, both], (1, 1, -1))
+    assert frobenius(merged["a"]) < 1e-12
 
 
 def test_adapters_of_two_bases_are_refused() -> None:

@@ -179,6 +179,13 @@ def test_an_input_that_no_task_has_gets_the_mean():
     torch.testing.assert_close(found[:, 3], mean)
 
 
+def test_a_layer_without_inputs_gets_the_mean():
+    tasks = tuple(drawn_factors((4, 5), 2, seed) for seed in range(2))
+    nothing = sketched(torch.zeros(30, 5), 3)
+    found = dense_update(method("regmean").merged(Layer("w", tasks, (nothing,) * 2)))
+    torch.testing.assert_close(found, sum(map(dense, tasks)) / 2)
+
+
 def test_a_missing_sketch_is_named():
     first, second = drawn(2, {"a": (6, 5)}, 0), drawn(2, {"a": (6, 5)}, 1)
     sources = [replace(first, sketches={"a": drawn_sketch(5, 0)}), second]

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from math import factorial
 from typing import Literal
 
 import numpy as np
@@ -137,14 +138,15 @@ def orders(
 
     Args:
         tasks: T.
-        count: How many are drawn where T > `EVERY_UP_TO`; below, all T! are there.
+        count: How many are drawn where T > `EVERY_UP_TO`, T! at most; below, all T! are
+            there.
         seed: Order k is NumPy's permutation of seed + k; an order that was drawn
             already is left out.
     """
     if tasks <= EVERY_UP_TO:
         return tuple(permutations(range(tasks)))
     found: dict[tuple[int, ...], None] = {}
-    while len(found) < count:
+    while len(found) < min(count, factorial(tasks)):
         drawn = np.random.default_rng(seed).permutation(tasks)
         found[tuple(drawn.tolist())] = None
         seed += 1

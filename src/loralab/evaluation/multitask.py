@@ -69,8 +69,13 @@ class TaskScores:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, as an estimate of all rows like these."""
-        return float(self.right.std(ddof=1) / len(self.right) ** 0.5)
+        """Of the accuracy, as an estimate of all rows like these.
+
+        A row of more labels weighs more, so the accuracy is a ratio of two sums
+        (Cochran 1977, chapter 6); of a classifier it is the mean of the rows.
+        """
+        apart = self.labels * (self.right - self.accuracy) / self.labels.mean()
+        return float(apart.std(ddof=1) / len(apart) ** 0.5)
 
     @property
     def subsample_error(self) -> float:

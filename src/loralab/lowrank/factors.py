@@ -17,7 +17,6 @@ is then right to about 1e-16 of the largest.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -34,7 +33,8 @@ class Factors:
     Attributes:
         A: [rank, in], float32 or float64.
         B: [out, rank], of A's dtype and device.
-        scale: s, a positive number (alpha / rank of a plain LoRA).
+        scale: s, alpha / rank of a plain LoRA and positive; times a task's weight,
+            which may be negative, where tasks are merged.
     """
 
     A: Tensor
@@ -95,10 +95,15 @@ def singular_values(factors: Factors) -> Tensor:
 
 
 def frobenius_norm(factors: Factors) -> float:
-    """Return ‖ΔW‖_F, by ‖BA‖² = tr((BᵀB)(AAᵀ))."""
+    """Return ‖ΔW‖_F, by ‖BA‖ = ‖R_B A‖ or, of a tall weight, ‖B R_Aᵀ‖.
+
+    tr((BᵀB)(AAᵀ)) would square what cancels between B and A, and lose twice the digits
+    to a bad gauge.
+    """
     A, B = factors.A.detach().double(), factors.B.detach().double()
-    squared = float(((B.T @ B) * (A @ A.T)).sum())
-    return abs(factors.scale) * math.sqrt(max(squared, 0.0))
+    short, long = sorted((B, A.T), key=len)
+    R = torch.linalg.qr(short, mode="r").R
+    return abs(factors.scale) * float((long @ R.T).norm())
 
 
 def truncate(factors: Factors, rank: int) -> Truncated:
@@ -108,7 +113,8 @@ def truncate(factors: Factors, rank: int) -> Truncated:
     norm; the scale stays.
 
     Args:
-        factors: The update; one that is of this rank already comes back untouched.
+        factors: The update, of positive scale; one that is of this rank already comes
+            back untouched.
         rank: At least 0; 0 gives the zero update.
     """
     if rank >= factors.rank:

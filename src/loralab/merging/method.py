@@ -41,6 +41,9 @@ from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
 from loralab.registry import Entry, Params, get
 
+ROUNDING = 1e-12
+"""‖S_t‖ / Σ‖ΔW_i‖ below which S_t is what rounding leaves of tasks that cancel."""
+
 
 class Normed(Params):
     """Base of the schemas of methods that may follow the norm rule.
@@ -147,6 +150,7 @@ def factor_of_norm_rule(merged: float, tasks: Sequence[float]) -> float:
         tasks: ‖ΔW_i‖ over all layers, of every task so far.
 
     Returns:
-        n̄ / ‖S_t‖; 1 for an update that is zero.
+        n̄ / ‖S_t‖; 1 for an update that is zero, or only rounding.
     """
-    return math.fsum(tasks) / len(tasks) / merged if merged else 1.0
+    whole = math.fsum(tasks)
+    return whole / len(tasks) / merged if merged > ROUNDING * whole else 1.0

@@ -5,16 +5,17 @@
     Û = polar([U_1 … U_T U_c]),  V̂ = polar([V_1 … V_T V_c]),  σ̄ = mean of all their σ
     ΔW = scale · σ̄ Û V̂ᵀ
 
-with n = round((ρ − ⌊ρ·common_space_fraction⌋) / T) and c = ρ − T·n. Marczak et al.
-2025, No Task Left Behind (arXiv 2502.04959), `iso_cts` of danielm1405/iso-merging; the
-names and defaults of FusionBench: `common_space_fraction` 0.8, `scaling_factor` 1
-(`scale` here).
+with n = round((ρ − ⌊ρ·common_space_fraction⌋) / T), at most ⌊ρ / T⌋, and c = ρ − T·n.
+Marczak et al. 2025, No Task Left Behind (arXiv 2502.04959), `iso_cts` of
+danielm1405/iso-merging; the names and defaults of FusionBench: `common_space_fraction`
+0.8, `scaling_factor` 1 (`scale` here).
 
 The original has ρ = min(out, in) and so fills the space with null directions of
 adapters (see `iso_c.py`). Here ρ is the numerical rank of the sum, and a task whose
 update lies in the common directions adds the fewer that it has left, nothing that is
 rounding; a task that leaves the layer alone takes no part in T. It is the original
-wherever that is well defined.
+wherever that is well defined: rounding n up can leave a negative c, with which its
+slices take other directions than they mean.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def iso_cts(params: IsoCTSParams, layer: Layer) -> Update:
 
 def _own(rank: int, tasks: int, fraction: float) -> int:
     """Return n, how many directions of its own a task may add."""
-    return round((rank - int(rank * fraction)) / tasks) if tasks else 0
+    if not tasks:
+        return 0
+    return min(round((rank - int(rank * fraction)) / tasks), rank // tasks)
 
 
 def _rest(core: Tensor, common: Tensor, count: int) -> Triplets:

@@ -16,7 +16,8 @@ The authors' code (fusion_bench/method/opcm) carries W_0 + S_t/λ_t and multipli
 What differs from that code: it is rank-aware (the diagonal of the null space, an
 arbitrary choice of LAPACK's, stays as it is: with it a merge of adapters becomes a
 matrix of full rank), α = 1 protects the whole span, and S_t does not come from
-W_merged − W_0, whose rounding fills the nuclear norm. Where S has full rank and σ are
+W_merged − W_0, whose rounding fills the nuclear norm; and embeddings and convolutions
+are projected too, where that code adds them up. Where S has full rank and σ are
 distinct both agree. The published numbers come from the mode ``code``.
 
 For adapters in subspaces of their own P removes next to nothing; what is left is a sum

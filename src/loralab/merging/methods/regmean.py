@@ -85,6 +85,8 @@ def regmean(params: RegMeanParams, layer: Layer) -> Update:
         return layer.space.update(layer.space.total)  # all updates are zero
     X = torch.cat([X_t for _, X_t, _ in parts], dim=1)
     D = torch.stack([D_t for _, _, D_t in parts]).sum(0)
+    if not D.any():  # no task has an input here that is not 0
+        return layer.space.update(layer.space.total / len(parts))
     A = [_times(task.A.to(layer.dtype), X_t, D_t) for task, X_t, D_t in parts]
     B = [task.scale * task.B.to(layer.dtype) for task, _, _ in parts]
     return spanned(_over(torch.cat(A), X, D), torch.cat(B, dim=1), 1.0)
