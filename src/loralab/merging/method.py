@@ -45,6 +45,16 @@ ROUNDING = 1e-12
 """‖S_t‖ / Σ‖ΔW_i‖ below which S_t is what rounding leaves of tasks that cancel."""
 
 
+INVARIANT: dict[str, dict[str, Any]] = {
+    "gauge": {},
+    "scale": {},
+    "permutation": {},
+    "rank": {},
+    "driver": {},
+}
+"""The laws of what depends on the updates alone, whatever their order."""
+
+
 class Normed(Params):
     """Base of the schemas of methods that may follow the norm rule.
 

@@ -1,4 +1,4 @@
-"""What the closed-form methods share: a scale, all laws, the polar factor.
+"""What the closed-form methods share: a scale, the polar factor.
 
     polar(X) = U Vᵀ   of the thin SVD X = U Σ Vᵀ                   [k, c] -> [k, c]
 
@@ -10,23 +10,12 @@ left out and the result is a partial isometry.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from loralab.lowrank.update import svd
 from loralab.merging.method import Normed
-
-INVARIANT: dict[str, dict[str, Any]] = {
-    "gauge": {},
-    "scale": {},
-    "permutation": {},
-    "rank": {},
-    "driver": {},
-}
-"""The laws of what depends on the updates alone, whatever their order."""
 
 
 class Scaled(Normed):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._elements import ElementParams, Entries, entries
 from loralab.registry import register
 
@@ -47,14 +48,7 @@ class BreadcrumbsParams(ElementParams):
     "merge method",
     "breadcrumbs",
     BreadcrumbsParams,
-    laws={
-        "identity": {"beta": 0.0, "gamma": 0.0},
-        "gauge": {},
-        "scale": {},
-        "permutation": {},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {"beta": 0.0, "gamma": 0.0}},
 )
 def breadcrumbs(params: BreadcrumbsParams, layer: Layer) -> Update:
     """Return the sum of the tasks' entries of middle size."""

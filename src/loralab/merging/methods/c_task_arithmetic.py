@@ -12,8 +12,8 @@ from pydantic import Field
 
 from loralab.lowrank.factors import Factors
 from loralab.lowrank.update import Update, total
-from loralab.merging.method import Step
-from loralab.merging.methods._spectral import INVARIANT, Scaled
+from loralab.merging.method import INVARIANT, Step
+from loralab.merging.methods._spectral import Scaled
 from loralab.registry import register
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
-from loralab.merging.method import Normed
-from loralab.merging.methods._spectral import INVARIANT
+from loralab.merging.method import INVARIANT, Normed
 from loralab.registry import register
 
 

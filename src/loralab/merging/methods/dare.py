@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._elements import ElementParams, dropped, entries
 from loralab.registry import register
 
@@ -32,14 +33,7 @@ class DareParams(ElementParams):
     "merge method",
     "dare",
     DareParams,
-    laws={
-        "identity": {"density": 1.0},
-        "gauge": {},
-        "scale": {},
-        "permutation": {"density": 1.0},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {"density": 1.0}, "permutation": {"density": 1.0}},
 )
 def dare(params: DareParams, layer: Layer) -> Update:
     """Return the sum of the rescaled rest of the tasks' updates."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._elements import Sign, dropped, elected, entries
 from loralab.merging.methods.dare import DareParams
 from loralab.registry import register
@@ -32,14 +33,7 @@ class DareTiesParams(DareParams):
     "merge method",
     "dare-ties",
     DareTiesParams,
-    laws={
-        "identity": {"density": 1.0},
-        "gauge": {},
-        "scale": {},
-        "permutation": {"density": 1.0},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {"density": 1.0}, "permutation": {"density": 1.0}},
 )
 def dare_ties(params: DareTiesParams, layer: Layer) -> Update:
     """Return the disjoint mean of the rescaled rest of the tasks' updates."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._elements import Sign, dropped, elected, entries
 from loralab.merging.methods.dare import DareParams
 from loralab.registry import register
@@ -56,14 +57,7 @@ class DellaParams(DareParams):
     "merge method",
     "della",
     DellaParams,
-    laws={
-        "identity": {"density": 1.0},
-        "gauge": {},
-        "scale": {},
-        "permutation": {"density": 1.0},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {"density": 1.0}, "permutation": {"density": 1.0}},
 )
 def della(params: DellaParams, layer: Layer) -> Update:
     """Return the mean of the tasks' pruned updates where they agree."""

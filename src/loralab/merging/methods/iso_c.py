@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from loralab.lowrank.update import Update, svd
 from loralab.merging.layer import Layer
-from loralab.merging.methods._spectral import INVARIANT, Scaled
+from loralab.merging.method import INVARIANT
+from loralab.merging.methods._spectral import Scaled
 from loralab.registry import register
 
 

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update, svd
 from loralab.merging.layer import Layer
-from loralab.merging.methods._spectral import INVARIANT, Scaled, joined
+from loralab.merging.method import INVARIANT
+from loralab.merging.methods._spectral import Scaled, joined
 from loralab.registry import register
 
 Triplets = tuple[Tensor, Tensor, Tensor]

@@ -26,8 +26,8 @@ import torch
 
 from loralab.lowrank.update import Update, svd
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._inner import WHOLE, Inner, merged_within
-from loralab.merging.methods._spectral import INVARIANT
 from loralab.registry import register
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._elements import ElementParams, entries
 from loralab.registry import register
 
@@ -32,14 +33,7 @@ class MagmaxParams(ElementParams):
     "merge method",
     "magmax",
     MagmaxParams,
-    laws={
-        "identity": {"scale": 1.0},
-        "gauge": {},
-        "scale": {},
-        "permutation": {},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {"scale": 1.0}},
 )
 def magmax(params: MagmaxParams, layer: Layer) -> Update:
     """Return the entries of the largest magnitude."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._elements import Trimmed, entries, trimmed
 from loralab.registry import register
 
@@ -21,14 +22,7 @@ from loralab.registry import register
     "merge method",
     "magnitude-prune",
     Trimmed,
-    laws={
-        "identity": {"density": 1.0},
-        "gauge": {},
-        "scale": {},
-        "permutation": {},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {"density": 1.0}},
 )
 def magnitude_prune(params: Trimmed, layer: Layer) -> Update:
     """Return the sum of what is left of the tasks' updates."""

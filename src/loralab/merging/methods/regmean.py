@@ -39,7 +39,7 @@ from loralab.errors import AdapterError
 from loralab.lowrank.sketch import INPUTS, MAKE, Sketch
 from loralab.lowrank.update import Update, spanned
 from loralab.merging.layer import Layer
-from loralab.merging.method import Normed
+from loralab.merging.method import INVARIANT, Normed
 from loralab.registry import register
 
 RIDGE = 1e-6
@@ -61,14 +61,7 @@ class RegMeanParams(Normed):
     "regmean",
     RegMeanParams,
     needs="inputs",
-    laws={
-        "identity": {},
-        "gauge": {},
-        "scale": {},
-        "permutation": {},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {}},
 )
 def regmean(params: RegMeanParams, layer: Layer) -> Update:
     """Return the update whose outputs are nearest to those of all tasks.

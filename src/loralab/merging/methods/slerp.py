@@ -25,8 +25,7 @@ from torch import Tensor
 from loralab.errors import ConfigError
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
-from loralab.merging.method import Normed
-from loralab.merging.methods._spectral import INVARIANT
+from loralab.merging.method import INVARIANT, Normed
 from loralab.merging.methods._sphere import (
     OPPOSITE,
     lengths_and_directions,

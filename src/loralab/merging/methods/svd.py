@@ -25,8 +25,7 @@ from pydantic import Field
 
 from loralab.lowrank.update import Update, truncated
 from loralab.merging.layer import Layer
-from loralab.merging.method import Normed
-from loralab.merging.methods._spectral import INVARIANT
+from loralab.merging.method import INVARIANT, Normed
 from loralab.registry import register
 
 

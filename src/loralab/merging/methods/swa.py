@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from loralab.lowrank.factors import Factors
 from loralab.lowrank.update import Update, total
-from loralab.merging.method import Normed, Step
-from loralab.merging.methods._spectral import INVARIANT
+from loralab.merging.method import INVARIANT, Normed, Step
 from loralab.registry import register
 
 

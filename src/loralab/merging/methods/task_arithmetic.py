@@ -11,7 +11,8 @@ from pydantic import Field
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
-from loralab.merging.methods._spectral import INVARIANT, Scaled
+from loralab.merging.method import INVARIANT
+from loralab.merging.methods._spectral import Scaled
 from loralab.registry import register
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
+from loralab.merging.method import INVARIANT
 from loralab.merging.methods._elements import Sign, Trimmed, elected, entries, trimmed
 from loralab.registry import register
 
@@ -34,14 +35,7 @@ class TiesParams(Trimmed):
     "merge method",
     "ties",
     TiesParams,
-    laws={
-        "identity": {"density": 1.0},
-        "gauge": {},
-        "scale": {},
-        "permutation": {},
-        "rank": {},
-        "driver": {},
-    },
+    laws=INVARIANT | {"identity": {"density": 1.0}},
 )
 def ties(params: TiesParams, layer: Layer) -> Update:
     """Return the disjoint mean of what is left of the tasks' updates."""

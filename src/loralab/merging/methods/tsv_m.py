@@ -25,7 +25,8 @@ from pydantic import Field
 
 from loralab.lowrank.update import Update, svd
 from loralab.merging.layer import Layer
-from loralab.merging.methods._spectral import INVARIANT, Scaled, joined
+from loralab.merging.method import INVARIANT
+from loralab.merging.methods._spectral import Scaled, joined
 from loralab.registry import register
 
 
