@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ def test_at_once_and_one_after_another_write_the_same(here):
     method = ["--method", "opcm", "alpha_threshold=0.3", "mode=paper"]
     out = done("one", "two", "./add", "--out", "at-once", *method)
     assert "exact" in out and "(0.00%)" in out and "add 7" in out
+    assert "without  tokenizer.txt, which not all adapters have alike" in out
     done("init", "state", *method)
     done("add", "state", "one", "two", "./add")
     done("export", "state", "--out", "later")
@@ -84,8 +86,9 @@ def test_a_cut_tells_what_it_cost_and_may_be_replaced(here):
 
 def test_two_folders_of_one_name(here):
     adapter(here / "other" / "one", 7)
-    out = done("one", "other/one", "--out", "out", "--method", "average")
-    assert "1:one" in out and "2:other/one" in out
+    done("one", "other/one", "--out", "out", "--method", "average")
+    kept = json.loads((here / "out" / "merge.json").read_text())["kept"]
+    assert list(kept) == ["1:one", "2:other/one"]
 
 
 def test_adapters_are_compared_before(here):
@@ -95,6 +98,28 @@ def test_adapters_are_compared_before(here):
     assert found["names"] == ["one", "two"]
     stems = {file.stem for file in (here / "drawn").iterdir()}
     assert stems == {"cosines", "spectra"}
+
+
+def test_of_many_adapters_the_pairs_most_alike_are_shown(here):
+    names = [f"a{seed}" for seed in range(7)]
+    for seed, name in enumerate(names):
+        adapter(here / name, seed + 20)
+    cosines = {}
+    for pair in json.loads(done("check", *names, "--json"))["pairs"]:
+        two = f"{names[pair['one']]} · {names[pair['other']]}"
+        cosines[two] = abs(pair["cosine"])
+    out = done("check", *names)
+    assert "the 15 most alike of 21" in out
+    shown = [line.split("│")[1].strip() for line in out.splitlines() if " · " in line]
+    assert shown == sorted(cosines, key=lambda two: -cosines[two])[:15]
+
+
+def test_adapters_of_other_bases_are_not_compared(here):
+    adapter(here / "other", 5, base="org/else")
+    assert "of different bases" in refused("check", "one", "other")
+    done("check", "one", "other", "--force")
+    adapter(here / "deep" / "one", 6)
+    assert "2:deep/one" in done("check", "one", "deep/one")
 
 
 def test_a_run_is_an_adapter(here, minilm_run):
@@ -110,6 +135,24 @@ def test_a_run_is_an_adapter(here, minilm_run):
         "average",
     )
     assert "exact" in out
+
+
+def test_what_is_merged_of_runs_says_how_to_use_it(here, minilm_run, monkeypatch):
+    monkeypatch.setenv("LORALAB_RUNS", str(minilm_run.path.parent))
+    shutil.copytree(minilm_run.adapter, here / "other")
+    file = here / "other" / "adapter_model.safetensors"
+    twice = {name: 2 * tensor for name, tensor in load_file(file).items()}
+    save_file(twice, file, {"format": "pt"})
+    out = done(minilm_run.id, "other", "--out", "both", "--method", "average")
+    assert f"try: loralab infer both --head {minilm_run.id} TEXT" in out
+    assert "without" not in out
+    found = loralab("infer", "both", "--head", "other", "How far is Aspen?", "--json")
+    assert json.loads(found.out)["adapter"]["label"], found.err
+    said = loralab("evaluate", minilm_run.id, "--merged", "both", "--no-base")
+    assert said.code == 0 and "both/eval/" in said.out, said.err
+    for words in (["compare", "both"], ["publish", "both", "archive", "path=x.zip"]):
+        outcome = loralab(*words)
+        assert outcome.code == 2 and "an adapter alone" in outcome.err
 
 
 def base(folder):
@@ -159,6 +202,10 @@ def test_help_tells_the_keys_of_a_method(here):
         (["one", "nowhere", "--out", "x", "--method", "average"], "nowhere"),
         (["one", "one", "--out", "x", "--method", "average"], "same adapter"),
         (["one", "--out", "x"], "--method"),
+        (
+            ["one", "two", "--tune-scale", "--out", "x", "--method", "average"],
+            "without --tune",
+        ),
         (["norm=mean", "--out", "x", "--method", "average"], "no adapter"),
         (
             ["one", "two", "--weights", "1", "--out", "x", "--method", "average"],

@@ -14,10 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from loralab import compose, evaluate, train
 from loralab.errors import AdapterError
+from loralab.evaluation.evaluate import split_of
 from loralab.evaluation.multitask import MultiTaskEvaluator
 from loralab.inference.load import load_adapter
+from loralab.inference.pipeline import InferencePipeline
+from loralab.lowrank.files import AdapterFolder
 from loralab.merging.merge import merge
 from loralab.merging.method import method
+from loralab.merging.sequential import merge_to_adapter
 from loralab.runs import Run
 
 WEIGHTS = "adapter_model.safetensors"
@@ -177,3 +181,97 @@ def test_an_update_of_another_module_is_refused(evaluator):
     update = next(iter(merge(method("average"), evaluator.sources()).values()))
     with pytest.raises(AdapterError, match="none of the adapters updates"):
         evaluator.measure({"bert.encoder.layer.77": update})
+
+
+@pytest.fixture(scope="module")
+def merged(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("merged") / "both"
+    sources = [AdapterFolder.open(run.path) for run in runs]
+    merge_to_adapter(folder, sources, method("average"))
+    return folder
+
+
+def test_a_merged_adapter_is_measured_on_a_run_s_rows_with_its_head(
+    evaluator, runs, merged
+):
+    said = evaluator.measure(merge(method("average"), evaluator.sources()))
+    for run, name in zip(runs, said, strict=True):
+        before = predictions(run)
+        evaluate(run, "test", merged=merged)
+        file = merged / "eval" / run.id / "predictions-test.parquet"
+        told = pq.read_table(file).to_pydict()
+        nll = np.array(told["adapter_nll"])[evaluator.tasks[name].drawn]
+        np.testing.assert_allclose(said[name].nll, nll, rtol=1e-4, atol=1e-5)
+        assert predictions(run) == before != told
+
+
+def test_a_merged_adapter_answers_as_each_of_its_tasks(runs, merged):
+    for run in runs:
+        told = evaluate(run, "test", merged=merged)
+        file = merged / "eval" / run.id / "predictions-test.parquet"
+        rows = pq.read_table(file).to_pydict()
+        asked = split_of(run, load_adapter(run), "test")["text"][:5]
+        for head in (run.id, run.config.name):
+            answers = InferencePipeline.from_run(merged, head=head)(asked)
+            assert [a["label"] for a in answers] == rows["adapter_answer"][:5]
+        assert told["measured_rows"] == len(rows["key"])
+    for head, said in ((None, "one of several tasks"), ("x", "none of its tasks")):
+        with pytest.raises(AdapterError, match=said):
+            InferencePipeline.from_run(merged, head=head)
+    with pytest.raises(AdapterError, match="no merged adapter"):
+        InferencePipeline.from_run(str(runs[0].path), head="x")
+
+
+def test_what_is_merged_on_another_base_is_not_measured(runs, merged, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(merged, other)
+    record = json.loads((other / "merge.json").read_text())
+    record["adapters"][1]["base"]["fingerprint"] = "0" * 64
+    (other / "merge.json").write_text(json.dumps(record))
+    with pytest.raises(AdapterError, match="of another base"):
+        evaluate(runs[0], "test", merged=other)
+    with pytest.raises(AdapterError, match="no merged adapter"):
+        evaluate(runs[0], "test", merged=tmp_path)
+    index = other / "heads" / "index.json"
+    note = other / "heads" / json.loads(index.read_text())["tasks"][runs[0].id]["note"]
+    told = json.loads(note.read_text())
+    told["base"]["fingerprint"] = "0" * 64
+    note.write_text(json.dumps(told))
+    with pytest.raises(AdapterError, match="trained on embedded:minilm"):
+        InferencePipeline.from_run(other, head=runs[0].id)
+
+
+def test_without_a_tokenizer_that_all_have_it_is_the_base_s(runs, merged, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(merged, other)
+    for file in other.glob("tokenizer*"):
+        file.unlink()
+    asked = ["How far is it from Denver to Aspen?"]
+    name = runs[0].id
+    first, second = (
+        InferencePipeline.from_run(folder, head=name)(asked)
+        for folder in (merged, other)
+    )
+    assert first == second
+
+
+def test_merged_language_models_answer_by_the_task_s_prompt(smollm2_run, tmp_path):
+    twin = copied(smollm2_run, tmp_path)
+    file = twin.adapter / "loralab.json"
+    note = json.loads(file.read_text())
+    note["task"]["params"]["max_length"] = 7
+    file.write_text(json.dumps(note))
+    sources = [
+        AdapterFolder.open(smollm2_run.path, "one"),
+        AdapterFolder.open(twin.path, "two"),
+    ]
+    folder = tmp_path / "merged"
+    made = merge_to_adapter(folder, sources, method("average"))
+    assert made.heads == ("one", "two") and not list(folder.glob("heads/*.safetensors"))
+    asked = ["What is a computer?"]
+    own = InferencePipeline.from_run(smollm2_run).generate(asked, max_new_tokens=8)
+    merged = InferencePipeline.from_run(folder, head="one")
+    assert merged.generate(asked, max_new_tokens=8) == own  # of one and the same
+    alike = tmp_path / "alike"
+    merge_to_adapter(alike, sources[:1], method("average"))
+    assert InferencePipeline.from_run(alike).generate(asked, max_new_tokens=8) == own

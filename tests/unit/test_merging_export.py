@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.every_layer import KINDS, Every, delta, loaded, ours, saved
 from tests.merging import dense_update
 from tests.unit.test_stream import limited
@@ -209,6 +209,19 @@ def test_a_quiet_task_that_the_rank_drowns_is_named(tmp_path):
     assert not exported(tmp_path / "all", adapters).warnings
 
 
+def test_a_task_that_changes_nothing_is_named(adapters, tmp_path):
+    saved(tmp_path / "never", seed=2)
+    tensors = load_file(tmp_path / "never" / WEIGHTS)
+    zero = {name: 0 * tensor for name, tensor in tensors.items()}
+    save_file(zero, tmp_path / "never" / WEIGHTS, {"format": "pt"})
+    found = exported(
+        tmp_path / "m", [adapters[0], AdapterFolder.open(tmp_path / "never")]
+    )
+    assert found.warnings == (
+        "never changes nothing: its update is zero in every layer",
+    )
+
+
 def test_only_rounding_is_not_written(adapters, tmp_path):
     """An adapter and its own copy need the rank of one, not of two."""
     copy = AdapterFolder.open(adapters[0].path, "again")
@@ -273,7 +286,7 @@ def test_heads_of_different_tasks_stand_beside(tmp_path):
     assert index["t1"]["modules_to_save"] == ["head"]
     note = (tmp_path / "m" / "heads" / index["t1"]["note"]).read_text()
     assert json.loads(note) == {"task": "two"}
-    assert NOTE in found.left_out and not (tmp_path / "m" / NOTE).exists()
+    assert NOTE not in found.left_out and not (tmp_path / "m" / NOTE).exists()
     with pytest.raises(AdapterError, match="no head of t9"):
         read_head(tmp_path / "m", "t9")
     again = [AdapterFolder.open(tmp_path / "m"), adapters[0]]
@@ -297,6 +310,18 @@ def test_a_head_that_all_have_or_that_is_chosen_is_the_adapters(tmp_path):
         assert torch.equal(head.weight, rest["base_model.model.head.weight"])
     with pytest.raises(MergeError, match="no task t9"):
         exported(tmp_path / "m", adapters, head="t9")
+    run = AdapterFolder.open(adapters[0].path, "trec-6-0123456789")
+    found = exported(tmp_path / "by-name", [run, adapters[1]], head="trec-6")
+    assert found.head == "trec-6-0123456789"
+
+
+def test_what_tells_of_a_merge_is_not_of_a_merge_of_it(adapters, tmp_path):
+    exported(tmp_path / "m", adapters)
+    (tmp_path / "m" / "tuning.json").write_text("{}")
+    again = [AdapterFolder.open(tmp_path / "m"), adapters[0]]
+    assert not exported(tmp_path / "again", again).left_out
+    assert not exported(tmp_path / "alone", again[:1]).left_out
+    assert not (tmp_path / "alone" / "tuning.json").exists()
 
 
 def test_the_record_explains_the_folder(adapters, tmp_path):

@@ -32,6 +32,7 @@ def front(text):
 
 def test_an_adapter_is_published_with_card_results_and_sums(tmp_path, staging):
     run = adapter_run(tmp_path)
+    (run.adapter / "inputs.safetensors").write_bytes(b"what training rows were like")
     before = content(run)
     files = collect(run, staging)
     assert [f.name for f in files] == [
@@ -41,7 +42,7 @@ def test_an_adapter_is_published_with_card_results_and_sums(tmp_path, staging):
         "config.yaml",
         "eval/test.json",
         "manifest.json",
-    ]  # neither predictions nor checkpoints: they hold people's rows, and are large
+    ]  # no predictions, checkpoints, sketches of inputs: they are of people's rows
     told = json.loads(files[-1].path.read_text())["files"]
     assert list(told) == [f.name for f in files[:-1]]
     for file in files[:-1]:

@@ -196,6 +196,10 @@ def test_a_name_that_two_runs_have_names_both(tmp_path):
 def test_an_unknown_run_shows_the_nearest(tmp_path):
     with pytest.raises(RunError, match="there are none"):
         find_run("spam", tmp_path / "nowhere")
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "adapter_config.json").write_text("{}")
+    with pytest.raises(RunError, match="an adapter alone, and this takes a run"):
+        find_run(str(tmp_path / "merged"), tmp_path)
     run = new_run(tmp_path)
     with pytest.raises(RunError, match=f"nearest: {run.id}"):
         find_run(run.id.replace("spam", "spma"), tmp_path)

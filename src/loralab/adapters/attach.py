@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from loralab.adapters.initialise import initialise, plain_difference
 from loralab.adapters.site import Site, site_of, wrap
 from loralab.config import PEFTConfig
 from loralab.errors import AdapterError
+from loralab.merging.heads import Head
 from loralab.models.architecture import kind_of, parameter_count, quantized_as
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
@@ -92,7 +93,9 @@ def attach(
     return account(model, site, record, plain)
 
 
-def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Any:
+def restore(
+    loaded: LoadedModel, config: PEFTConfig, folder: Path, head: Head | None = None
+) -> Any:
     """Put a trained adapter back on its base.
 
     A plain PEFT adapter is what its own folder says. A method that changes the base, or
@@ -102,6 +105,7 @@ def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Any:
         loaded: The base, as it was loaded for training.
         config: Method and params of the training.
         folder: The adapter's folder.
+        head: Of a merged adapter, which is plain: replaces the head it has, if any.
 
     Returns:
         The adapted model.
@@ -109,6 +113,10 @@ def restore(loaded: LoadedModel, config: PEFTConfig, folder: Path) -> Any:
     Raises:
         AdapterError: files are missing, broken, or of another adapter.
     """
+    if head:
+        model = _from_folder(loaded, folder, head.modules)
+        load_weights(model, folder, lambda stored: {**stored, **head.tensors})
+        return model
     entry = registry.get("PEFT method", config.name)
     params = entry.schema(**config.params)
     native = getattr(params, "native", entry.facts.get("native", False))
@@ -145,8 +153,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _from_folder(loaded: LoadedModel, folder: Path) -> Any:
-    """Attach what a PEFT adapter's own configuration says; weights are not read."""
+def _from_folder(
+    loaded: LoadedModel, folder: Path, modules: Sequence[str] | None = None
+) -> Any:
+    """Attach what a PEFT adapter's own configuration says; weights are not read.
+
+    Other `modules` than the configuration's may be those that are saved in full.
+    """
     from peft import PeftConfig
 
     read_config(folder)
@@ -159,7 +172,8 @@ def _from_folder(loaded: LoadedModel, folder: Path) -> Any:
             where=str(folder),
             why=str(error).split("\n")[0],
         ) from None
-    return wrap(Site(loaded, {}, tuple(config.modules_to_save or ())), config)
+    saved = config.modules_to_save if modules is None else modules
+    return wrap(Site(loaded, {}, tuple(saved or ())), config)
 
 
 def _is_empty(loaded: LoadedModel) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from loralab.config import StorageConfig, TaskConfig
 from loralab.errors import AdapterError
+from loralab.lowrank.files import NOTE
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
 
@@ -98,15 +99,19 @@ def told(storage: StorageConfig | None) -> dict[str, Any] | None:
 def read_note(folder: Path) -> dict[str, Any]:
     """Return the content of an adapter's ``loralab.json``.
 
+    Args:
+        folder: The adapter's, or the file itself, where it has another name.
+
     Raises:
         AdapterError: missing, broken or of a later format.
     """
+    file = folder / NOTE if folder.is_dir() else folder
     try:
-        note = json.loads((folder / "loralab.json").read_text(encoding="utf-8"))
+        note = json.loads(file.read_text(encoding="utf-8"))
         version = note["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(
-            "loralab.json cannot be read", where=str(folder), why=str(error)
+            f"{file.name} cannot be read", where=str(file.parent), why=str(error)
         ) from None
     if version > FORMAT_VERSION:
         raise AdapterError(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 Answering = Annotated[
-    str, typer.Argument(help="A run's path, id or name; or a published folder.")
+    str,
+    typer.Argument(help="A run's path, id or name; a published or a merged folder."),
 ]
 Texts = Annotated[
     list[str] | None,
@@ -39,6 +40,14 @@ Embeddings = Annotated[
     Path | None,
     typer.Option(help="Write features to this .npy (task feature-extraction)."),
 ]
+Head = Annotated[
+    str | None,
+    typer.Option(help="Of a merged adapter: the task as which it answers."),
+]
+WithBase = Annotated[
+    bool, typer.Option("--with-base", help="Show the base's answer too.")
+]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 def infer(
@@ -47,12 +56,9 @@ def infer(
     file: TextsFile = None,
     context: Context = None,
     context_file: ContextFile = None,
-    with_base: Annotated[
-        bool, typer.Option("--with-base", help="Show the base's answer too.")
-    ] = False,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line.")
-    ] = False,
+    head: Head = None,
+    with_base: WithBase = False,
+    json_lines: JsonLines = False,
     embeddings: Embeddings = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -64,7 +70,9 @@ def infer(
     from loralab.inference.pipeline import InferencePipeline
 
     inputs = _inputs(texts, file, _context(context, context_file))
-    pipeline = InferencePipeline.from_run(run, runs_dir=runs_dir, batch_size=batch_size)
+    pipeline = InferencePipeline.from_run(
+        run, runs_dir=runs_dir, batch_size=batch_size, head=head
+    )
     if embeddings is not None:
         _write_embeddings(embeddings, pipeline, inputs)
         return

@@ -18,6 +18,7 @@ from loralab.cli.merge_inputs import (
     keep_trials,
     method_of,
     room_of,
+    tune_of,
     weights_of,
 )
 from loralab.cli.merge_work import progress, tell, tuned_weights, write_and_tell
@@ -150,6 +151,7 @@ def adapters(
 
     named, chosen = method_of(method, words)
     room, scales = room_of(rank, energy, budget_mb), weights_of(weights, tune)
+    tune_of(tune, tune_scale)
     sources = opened([adapter_of(text, runs_dir) for text in named])
     check_fit(sources, force)
     tell(cost(chosen, sources))
@@ -297,15 +299,17 @@ def check(
         Path | None, typer.Option(help="Write figures into this folder.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also other bases.")] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Compare adapters before they are merged, and say what it means in words."""
     from loralab.cli import render
     from loralab.cli.merge_view import drawn, pairs_table, summary, tasks_table
-    from loralab.lowrank.files import AdapterFolder
     from loralab.merging.analysis import MergingAnalyzer
+    from loralab.merging.fit import check_bases, opened
 
-    found = [AdapterFolder.open(adapter_of(adapter, runs_dir)) for adapter in adapters]
+    found = opened([adapter_of(adapter, runs_dir) for adapter in adapters])
+    check_bases(found, force)
     analysis = MergingAnalyzer(found).report()
     paths = drawn(analysis, figures) if figures else []
     if json_output:

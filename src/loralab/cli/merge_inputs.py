@@ -42,7 +42,9 @@ def room_of(rank: str, energy: float | None, megabytes: float | None) -> Room:
     from loralab.merging.room import Room
 
     if rank != "exact" and not rank.isdecimal():
-        raise ConfigError(f"--rank {rank}: neither exact nor a whole number")
+        raise ConfigError(
+            f"--rank {rank}: neither exact nor a whole number", fix="such as --rank 8"
+        )
     return Room(None if rank == "exact" else int(rank), energy, megabytes)
 
 
@@ -58,6 +60,17 @@ def weights_of(text: str | None, tune: int | None) -> tuple[float, ...]:
         raise ConfigError(
             f"--weights {text}: not numbers", fix="such as --weights 0.5,0.5,1"
         ) from None
+
+
+def tune_of(tune: int | None, one: bool) -> None:
+    """Refuse a kind of tuning where nothing is tuned."""
+    from loralab.errors import ConfigError
+
+    if one and not tune:
+        raise ConfigError(
+            "--tune-scale is given without --tune",
+            fix="--tune 20 --tune-scale tries 20 weights",
+        )
 
 
 def adapter_of(text: str, runs_dir: Path) -> Path:

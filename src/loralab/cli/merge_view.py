@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from loralab.merging.findings import Analysis
     from loralab.merging.method import Method
 
+WHOLE = 0.9995
+"""A share from which on 100.0% is shown."""
+PAIRS = 15
+"""How many pairs of adapters are shown; ten adapters have 45."""
+
 
 def tasks_table(found: Analysis) -> Table:
     """Return what each adapter's update is, over all layers."""
@@ -39,12 +44,21 @@ def tasks_table(found: Analysis) -> Table:
 
 
 def pairs_table(found: Analysis) -> Table:
-    """Return what each pair of adapters shares, over all layers."""
-    table = Table("adapters", title="by pairs", title_justify="left")
+    """Return what each pair of adapters shares, over all layers, most alike first."""
+    ranked = sorted(found.pairs, key=lambda pair: -abs(pair.cosine or 0.0))
+    more = f": the {PAIRS} most alike of {len(ranked)}, all are in --json"
+    table = Table(
+        "adapters",
+        title="by pairs" + (more if len(ranked) > PAIRS else ""),
+        title_justify="left",
+        caption="shared: of the spans of two ΔW; rows of A: their cosine, near 1 of "
+        "one seed; signs against: 50 % is chance",
+        caption_justify="left",
+    )
     names = ("cosine", "outputs shared", "inputs shared", "rows of A", "signs against")
     for name in names:
         table.add_column(name, justify="right")
-    for pair in found.pairs:
+    for pair in ranked[:PAIRS]:
         table.add_row(
             f"{found.names[pair.one]} · {found.names[pair.other]}",
             _number(pair.cosine, "+.3f"),
@@ -96,8 +110,9 @@ def cost(method: Method, sources: Sequence[AdapterFolder]) -> str:
     ranks = [sorted({m.rank for m in source.modules.values()}) for source in sources]
     each = ", ".join("–".join(map(str, sorted({r[0], r[-1]}))) for r in ranks)
     modules = {module for source in sources for module in source.modules}
+    many = "s" if len(sources) > 1 else ""
     return (
-        f"{method.name} of {len(sources)} adapters of rank {each} in "
+        f"{method.name} of {len(sources)} adapter{many} of rank {each} in "
         f"{len(modules)} layers …"
     )
 
@@ -109,6 +124,8 @@ def exported_lines(made: Exported, method: Method) -> list[str]:
     worst = max(made.layers, key=lambda layer: layer.relative_error)
     most = f"; {worst.relative_error:.2%} in {worst.name}" if made.error else ""
     kept = ", ".join(f"{name} {share:.1%}" for name, share in made.kept.items())
+    if min(made.kept.values()) >= WHOLE:
+        kept = "100.0% of each"
     lines = [
         f"method   {method.name}; the norm rule scales by {made.scale:.4g}"
         if method.normed
@@ -122,10 +139,15 @@ def exported_lines(made: Exported, method: Method) -> list[str]:
     if made.head:
         lines.append(f"head     that of {made.head}")
     elif made.heads:
-        lines.append(f"heads    of {', '.join(made.heads)}, beside it in heads/")
+        lines.append(f"heads    of {', '.join(made.heads)}: beside it, in heads/")
     if made.left_out:
-        lines.append(f"not in   {', '.join(made.left_out)}: the adapters' differ")
-    return [*lines, f"adapter  {made.folder}"]
+        lines.append(
+            f"without  {', '.join(made.left_out)}, which not all adapters have alike"
+        )
+    lines.append(f"adapter  {made.folder}")
+    if made.heads:
+        lines[-1] += f"; try: loralab infer {made.folder} --head {made.heads[0]} TEXT"
+    return lines
 
 
 def baked_lines(made: Baked) -> list[str]:
@@ -158,6 +180,11 @@ def trials_table(found: Tuned) -> Table:
 def tuned_line(found: Tuned) -> str:
     """Return the choice beside weights of 1, and what it is worth."""
     weights = ", ".join(f"{weight:.4g}" for weight in found.best.weights)
+    if found.best.weights == found.plain.weights:
+        return (
+            f"tuned    none of {len(found.trials)} was better than weights of 1: "
+            f"cross-entropy {found.plain.cross_entropy:.4f}"
+        )
     return (
         f"tuned    weights {weights}: cross-entropy {found.best.cross_entropy:.4f}, "
         f"with weights of 1 {found.plain.cross_entropy:.4f}; the best of "

@@ -23,6 +23,7 @@ def sketch(
 
     Rows go through the adapted model once, forward only; the sketch is saved as
     inputs.safetensors beside the adapter. Merging then needs neither rows nor base.
+    It holds statistics of training rows, and `loralab publish` leaves it out.
     """
     from loralab.cli import render
     from loralab.cli.progress import TrainingProgress

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from loralab.evaluation.classes import majority, per_class
 from loralab.evaluation.intervals import Interval, score_intervals
 from loralab.evaluation.scores import Answers, Scores, ratio_of
 from loralab.inference.load import Loaded
-from loralab.inference.open import open_run
+from loralab.inference.open import open_merged, open_run
 from loralab.runs import Run
 from loralab.runs.files import atomic_file, write_json
 
@@ -42,6 +43,7 @@ def evaluate(
     split: str = "test",
     *,
     config: EvaluationConfig | None = None,
+    merged: Path | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Evaluate the adapter, or the stored model, of a run on a split of its data.
@@ -50,21 +52,28 @@ def evaluate(
         run: A finished run.
         split: ``train``, ``validation`` or ``test``.
         config: Base or not, metrics, confidence, resamples; by default the run's own.
+        merged: The folder of a merged adapter that is measured instead of the run's
+            own, with the run's head, on the run's rows.
         on_event: Told of progress.
 
     Returns:
-        What is written to ``eval/<split>.json``.
+        What is written to ``eval/<split>.json``; of a merged adapter in its folder, to
+        ``eval/<run>/<split>.json``.
 
     Raises:
         RunError: no adapter, or the data is no longer that of the run.
         DataError: the split does not exist.
+        AdapterError: what is merged is of another base.
     """
-    adapter = open_run(run)
+    adapter = open_merged(run, merged) if merged else open_run(run)
     rows = split_of(run, adapter, split)
     chosen = config or run.config.evaluation
     if run.read()["kind"] == "artefact":  # its base is a run of its own
         chosen = chosen.model_copy(update={"base": False})
-    return evaluate_split(run, adapter, split, rows, chosen, on_event=on_event)
+    into = merged / "eval" / run.id if merged else None
+    return evaluate_split(
+        run, adapter, split, rows, chosen, into=into, on_event=on_event
+    )
 
 
 def split_of(run: Run, adapter: Loaded, split: str) -> Dataset:
@@ -100,9 +109,13 @@ def evaluate_split(
     rows: Dataset,
     config: EvaluationConfig,
     *,
+    into: Path | None = None,
     on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a loaded adapter, and its base, on checked rows; write the result."""
+    """Evaluate a loaded adapter, and its base, on checked rows; write the result.
+
+    It is written to the run's ``eval/``, or into another folder.
+    """
     task = adapter.task
     calculator = get_metrics_calculator(metrics_of(task, config), task.form)
     writes = generates(task) and bool(calculator.metrics)
@@ -127,8 +140,9 @@ def evaluate_split(
         **_by_class(task, answers),
         **_by_group(task, calculator, answers),
     }
-    write_json(run.path / "eval" / f"{split}.json", result)
-    with atomic_file(run.path / "eval" / f"predictions-{split}.parquet") as file:
+    folder = into or run.path / "eval"
+    write_json(folder / f"{split}.json", result)
+    with atomic_file(folder / f"predictions-{split}.parquet") as file:
         _write_predictions(str(file), task, rows, arms, answers)
     return result
 

@@ -8,9 +8,17 @@ from typing import Any
 
 from loralab.adapters.attach import restore
 from loralab.adapters.files import check_base, read_note, template_hash
-from loralab.config import ExperimentConfig, ModelConfig, PEFTConfig
+from loralab.config import (
+    ExperimentConfig,
+    ModelConfig,
+    PEFTConfig,
+    TaskConfig,
+    TrainingConfig,
+)
 from loralab.data.examples import DataPreprocessor, get_preprocessor
 from loralab.errors import AdapterError
+from loralab.lowrank.files import NOTE
+from loralab.merging.heads import Head, head_of
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything
 from loralab.models.quiet import quiet_libraries
@@ -57,7 +65,10 @@ def load_adapter(run: Run, **model_changes: Any) -> LoadedAdapter:
 
 
 def adapter_of(
-    folder: Path, config: ExperimentConfig, **model_changes: Any
+    folder: Path,
+    config: ExperimentConfig,
+    head: Head | None = None,
+    **model_changes: Any,
 ) -> LoadedAdapter:
     """Load an adapter on its base.
 
@@ -66,26 +77,70 @@ def adapter_of(
 
     Args:
         folder: The adapter's.
-        config: That it was trained with.
+        config: That it was trained with, or the task whose head it is given.
+        head: A merged adapter's, which answers as this task.
         model_changes: Fields of `ModelConfig` to load with, such as ``dtype="fp32"``.
             ``storage`` among them puts the adapter on a base stored otherwise.
 
     Raises:
         AdapterError: another base, missing keys, or a changed chat template.
     """
-    note = read_note(folder)
-    task = get_preprocessor(config.task)
-    task.restore(note["task_state"])
+    note = read_note(head.note if head else folder / NOTE)
     seed_everything(config.training.seed)
-    wanted: dict[str, Any] = {"revision": note["base"]["revision"], **model_changes}
-    model_config = ModelConfig(**{**config.model.model_dump(), **wanted})
+    revision = note["base"]["revision"]
+    model = {**config.model.model_dump(), "revision": revision, **model_changes}
+    peft = PEFTConfig() if head else config.peft
+    any_storage = "storage" in model_changes
+    return _on_base(folder, note, config.task, model, peft, head, any_storage)
+
+
+def merged_of(
+    folder: Path, task: str | None = None, **model_changes: Any
+) -> LoadedAdapter:
+    """Load a merged adapter on its base, to answer as one of its tasks.
+
+    Args:
+        folder: The merged adapter's.
+        task: The task's name; see `loralab.merging.heads.head_of`.
+        model_changes: See `adapter_of`.
+
+    Raises:
+        AdapterError: no such task, or see `adapter_of`.
+    """
+    head = head_of(folder, task)
+    note = read_note(head.note)
+    seed_everything(TrainingConfig().seed)  # of the base's untrained head
+    base = note["base"]
+    model = {key: base.get(key) for key in ("path", "revision", "storage")}
+    model |= model_changes
+    asked = TaskConfig(**note["task"])
+    any_storage = "storage" in model_changes
+    return _on_base(folder, note, asked, model, PEFTConfig(), head, any_storage)
+
+
+def _on_base(
+    folder: Path,
+    note: dict[str, Any],
+    asked: TaskConfig,
+    model_fields: dict[str, Any],
+    peft: PEFTConfig,
+    head: Head | None,
+    any_storage: bool,
+) -> LoadedAdapter:
+    """Load the base that a note tells of, and put an adapter on it."""
+    task = get_preprocessor(asked)
+    task.restore(note["task_state"])
+    model_config = ModelConfig(**model_fields)
     base = load_base(model_config, task.head, note["task_state"].get("labels", ()))
-    check_base(note, base, folder, any_storage="storage" in model_changes)
-    base.processor = load_processor(folder)
+    check_base(note, base, folder, any_storage=any_storage)
+    # a merged adapter of tasks with tokenizers cut to different lengths has none, and
+    # the base's own differs from what was trained with in its template at most
+    if not head or (folder / "tokenizer.json").is_file():
+        base.processor = load_processor(folder)
     task.prepare(base.processor)
     check_template(note, base.processor, folder)
-    model = restore(base, config.peft, folder)
-    return LoadedAdapter(model.eval(), base, task, config.peft, folder)
+    model = restore(base, peft, folder, head)
+    return LoadedAdapter(model.eval(), base, task, peft, folder)
 
 
 def load_processor(folder: Path) -> Any:

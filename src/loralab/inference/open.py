@@ -1,4 +1,4 @@
-"""What a run made, or what was published of it, ready to answer."""
+"""What a run or a merge made, or what was published of it, ready to answer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 
 from loralab.config import ModelConfig, load_resolved
-from loralab.errors import RunError
+from loralab.errors import AdapterError, RunError
 from loralab.inference.artefact import load_artefact
-from loralab.inference.load import Loaded, adapter_of
+from loralab.inference.load import Loaded, adapter_of, merged_of
+from loralab.lowrank.files import AdapterFolder, Base
+from loralab.lowrank.settings import CONFIG
+from loralab.merging.exported import RECORD
+from loralab.merging.fit import other_base
+from loralab.merging.heads import own_head
 from loralab.runs import Run, find_run
 
 MANIFEST = "manifest.json"
@@ -29,13 +34,61 @@ def open_run(run: Run, **model_changes: str) -> Loaded:
     return _open(run.require(kind), run.path, kind, model_changes)
 
 
-def open_reference(reference: str, runs_dir: Path, **model_changes: str) -> Loaded:
-    """Load what a path, an id or a name of a run means, or a published folder.
+def open_merged(run: Run, folder: Path) -> Loaded:
+    """Load a merged adapter on a run's base, with the run's head, for its task.
+
+    Args:
+        run: A finished run of an adapter, merged or not.
+        folder: The merged adapter's.
 
     Raises:
-        LoralabError: there is no such thing, or see `open_run`.
+        AdapterError: it is no merged adapter, or one of another base.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        bases = [Base(**one["base"]) for one in record["adapters"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"no merged adapter: {RECORD} cannot be read",
+            where=str(folder),
+            why=str(error),
+            fix="name the --out of loralab merge",
+        ) from None
+    own = AdapterFolder.open(run.require_adapter())
+    for base in bases:
+        if difference := other_base(own.base, base):
+            raise AdapterError(
+                f"of another base than {own.name}: {difference}",
+                where=str(folder),
+                why="an update is a difference to the very weights it was trained on",
+                fix="measure it on runs of its base",
+            )
+    return adapter_of(folder, run.config, own_head(own))
+
+
+def open_reference(
+    reference: str, runs_dir: Path, head: str | None = None, **model_changes: str
+) -> Loaded:
+    """Load what a path, an id or a name of a run means, or a published folder.
+
+    Args:
+        reference: The text; also the folder of a merged adapter.
+        runs_dir: Where a name is looked for.
+        head: The task as which a merged adapter answers.
+        model_changes: See `open_run`.
+
+    Raises:
+        LoralabError: there is no such thing, or see `open_run` and `merged_of`.
     """
     folder = Path(reference).expanduser()
+    if (folder / RECORD).is_file() and (folder / CONFIG).is_file():
+        return merged_of(folder, head, **model_changes)
+    if head is not None:
+        raise AdapterError(
+            f"no merged adapter, and --head {head} chooses a task of one",
+            where=reference,
+            fix="leave --head out",
+        )
     if (folder / MANIFEST).is_file() and not (folder / "run.json").is_file():
         return _open(folder, folder, _published_kind(folder), model_changes)
     return open_run(find_run(reference, runs_dir), **model_changes)
@@ -47,7 +100,7 @@ def _open(folder: Path, beside: Path, kind: str, changes: dict[str, str]) -> Loa
     if kind == "artefact":
         fields = {**config.model.model_dump(), **changes}
         return load_artefact(folder, ModelConfig(**fields))
-    return adapter_of(folder, config, **changes)
+    return adapter_of(folder, config, None, **changes)
 
 
 def _published_kind(folder: Path) -> str:

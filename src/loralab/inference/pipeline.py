@@ -44,14 +44,17 @@ class InferencePipeline:
         *,
         runs_dir: str | Path = "runs",
         batch_size: int = 32,
+        head: str | None = None,
         **model_changes: str,
     ) -> InferencePipeline:
         """Load the adapter, or the stored model, of a run.
 
         Args:
-            run: A run, or its path, id or name; or a folder that was published.
+            run: A run, or its path, id or name; or a folder that was published, or of
+                a merged adapter.
             runs_dir: Where a name is looked for.
             batch_size: Rows at a time.
+            head: The task as which a merged adapter answers.
             model_changes: Fields of `ModelConfig` to load with (``dtype="fp32"``).
 
         Raises:
@@ -61,7 +64,7 @@ class InferencePipeline:
         if isinstance(run, Run):
             loaded = open_run(run, **model_changes)
         else:
-            loaded = open_reference(str(run), Path(runs_dir), **model_changes)
+            loaded = open_reference(str(run), Path(runs_dir), head, **model_changes)
         return cls(loaded, batch_size)
 
     @property

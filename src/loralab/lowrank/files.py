@@ -303,6 +303,7 @@ def _module(
         raise AdapterError(
             f"{stems[missing.pop()]} is missing, its other half is there",
             where=str(file),
+            fix="get the file anew",
         )
     (dtype_A, A), (dtype_B, B) = found["A"], found["B"]
     if not (dtype_A.is_floating_point and dtype_B.is_floating_point):
@@ -317,7 +318,7 @@ def _module(
             where=str(file),
             why="grouped convolutions are refused: B is then one block a group"
             if len(A) > 2
-            else "",
+            else "rank 0 has no direction; leave the layer out" * (not rank),
         )
     scale = scale_of(config, module, rank, file)
     return StoredModule(kind, (out, into), rank, scale, widest((dtype_A, dtype_B)))

@@ -103,7 +103,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(
-            f"{CONFIG} cannot be read", where=str(folder), why=str(error)
+            f"{CONFIG} cannot be read",
+            where=str(folder),
+            why=str(error),
+            fix="name a run, or a folder that PEFT's save_pretrained wrote",
         ) from None
     if kind != "LORA":
         raise AdapterError(

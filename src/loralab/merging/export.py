@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 METADATA = {"format": "pt"}
 WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 """Task types for which PEFT expects a head in the adapter, whatever its list says."""
+OF_ITS_OWN = (RECORD, "tuning.json")
+"""What tells how an adapter was merged, and not of one that it is merged into."""
 
 
 def export(
@@ -224,11 +226,14 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _write_beside(folder: Path, plan: Plan) -> list[str]:
     """Copy what stands beside every adapter alike (tokenizer); return what does not.
 
-    The note of the task whose head the adapter has is the adapter's.
+    The note of the task whose head the adapter has is the adapter's; of tasks that are
+    told apart, the notes stand there (see `merging/heads.py`).
     """
     first, *others = plan.adapters
     left_out = []
     for file in other_files(first.path):
+        if file.name in OF_ITS_OWN:
+            continue
         twins = [other.path / file.name for other in others]
         digest = sha256_file(file)
         if all(twin.is_file() and sha256_file(twin) == digest for twin in twins):
@@ -238,5 +243,4 @@ def _write_beside(folder: Path, plan: Plan) -> list[str]:
     note = plan.heads.inside.path / NOTE if plan.heads.inside else None
     if note and note.exists():
         shutil.copyfile(note, folder / NOTE)
-        left_out = [name for name in left_out if name != NOTE]
-    return left_out
+    return [name for name in left_out if name != NOTE]

@@ -207,6 +207,11 @@ def _warnings(plan: Plan, rounding: float) -> list[str]:
             f"{plan.room} keeps {energy:.0%} of the merged update's energy: it has no "
             f"place for the tasks. Rank {enough} of every layer would keep {ENOUGH:.0%}"
         )
+    told += [
+        f"{adapter.name} changes nothing: its update is zero in every layer"
+        for number, adapter in enumerate(plan.adapters)
+        if not any(cut.tasks[number] for cut in plan.cuts)
+    ]
     shares = _kept(plan)
     least = min(shares, key=lambda name: shares[name])
     if shares[least] < LITTLE:

@@ -54,19 +54,10 @@ def check_fit(
         MergeError: two are of different bases, or are the same.
         AdapterError: two see different shapes of one weight.
     """
-    for source in sources[known:]:
-        if not (source.base.name or source.base.fingerprint):
-            logger.warning("%s does not say which base it belongs to", source.name)
+    check_bases(sources, force, known)
     weights = [sha256_file(source.path / WEIGHTS) for source in sources]
     for number in range(max(known, 1), len(sources)):
-        source, first = sources[number], sources[0]
-        if difference := other_base(first.base, source.base):
-            _refused(
-                f"{source.name} and {first.name} are of different bases: {difference}",
-                "an update is a difference to the very weights it was trained on",
-                "leave it out, or --force if the two names mean one base",
-                force,
-            )
+        source = sources[number]
         if weights[number] in weights[:number]:
             twin = sources[weights.index(weights[number])].name
             _refused(
@@ -76,6 +67,28 @@ def check_fit(
                 force,
             )
     shapes_of(sources)
+
+
+def check_bases(
+    sources: Sequence[AdapterFolder], force: bool = False, known: int = 0
+) -> None:
+    """Refuse adapters of different bases; see `check_fit`.
+
+    Raises:
+        MergeError: two are of different bases.
+    """
+    first = sources[0]
+    for number, source in enumerate(sources[known:], known):
+        if not (source.base.name or source.base.fingerprint):
+            logger.warning("%s does not say which base it belongs to", source.name)
+        difference = other_base(first.base, source.base) if number else ""
+        if difference:
+            _refused(
+                f"{source.name} and {first.name} are of different bases: {difference}",
+                "an update is a difference to the very weights it was trained on",
+                "leave it out, or --force if the two names mean one base",
+                force,
+            )
 
 
 def other_base(one: Base, other: Base) -> str:

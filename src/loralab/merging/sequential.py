@@ -116,7 +116,9 @@ def _weights(given: Sequence[float], count: int) -> tuple[float, ...]:
     """Return one weight for each of `count` adapters."""
     weights = tuple(given) or (1.0,) * count
     if len(weights) != count:
-        raise MergeError(f"{len(weights)} weights for {count} adapters")
+        raise MergeError(
+            f"{len(weights)} weights for {count} adapters", fix="give one for each"
+        )
     if bad := [w for w in weights if not math.isfinite(w) or w == 0]:
         raise MergeError(f"a weight of {bad[0]:g} merges nothing")
     return weights

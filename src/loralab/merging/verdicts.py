@@ -195,7 +195,9 @@ def _orthogonal(found: Analysis, limits: Limits) -> Iterable[Verdict]:
             max(cosines),
             limits.orthogonal,
             f"the updates are nearly orthogonal (largest |cosine| {max(cosines):.3f}): "
-            "their exact sum keeps each of them whole",
+            "in their exact sum none takes from another; that is of weights, and a "
+            "task still runs with what the others add (measure it: loralab evaluate "
+            "RUN --merged DIR)",
         )
 
 

@@ -1,6 +1,7 @@
 """What is published of a run, and the manifest that says so.
 
-    adapter/* or artefact/*   at the root: the folder loads as it is
+    adapter/* or artefact/*   at the root: the folder loads as it is; not inputs of
+                              `loralab sketch`, which are statistics of training rows
     eval/<split>.json         measured results; not the predictions, which quote rows
     parity.json               an artefact's certificate
     config.yaml               the resolved configuration
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from loralab.errors import PublishingError
 from loralab.logs import secrets
+from loralab.lowrank.sketch import INPUTS
 from loralab.publishing.card import model_card
 from loralab.publishing.store import File
 from loralab.runs import Run
@@ -63,7 +65,7 @@ def _of_the_run(run: Run) -> dict[str, Path]:
     found = {
         path.relative_to(content).as_posix(): path
         for path in sorted(content.rglob("*"))
-        if not path.is_dir() and TEMPORARY not in path.name
+        if not path.is_dir() and TEMPORARY not in path.name and path.name != INPUTS
     }
     if not found:
         raise PublishingError("nothing to publish", where=str(content))

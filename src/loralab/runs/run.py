@@ -256,6 +256,15 @@ def find_run(reference: str, runs_dir: Path) -> Run:
     if named:
         ids = ", ".join(run.id for run in named)
         raise RunError(f"several runs are called {reference!r}", fix=f"name one: {ids}")
+    if (path / "adapter_config.json").is_file():
+        raise RunError(
+            f"{path}: an adapter alone, and this takes a run",
+            why="rows, metrics and base are of the run that trained it; a merged "
+            "adapter has none of its own",
+            fix="loralab infer FOLDER --head TASK answers with a merged adapter, "
+            "loralab evaluate RUN --merged FOLDER measures it, loralab merge … --bake "
+            "BASE writes a model of it; the folder itself is plain PEFT",
+        )
     if path.is_dir():
         Run(path).read()  # says why it is not one
     hint = nearest(reference, [run.id for run in known]) if known else "there are none"
