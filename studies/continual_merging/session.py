@@ -23,7 +23,7 @@ from loralab.errors import RunError
 from loralab.evaluation.multitask import MultiTaskEvaluator
 from loralab.lowrank.factors import frobenius_norm
 from loralab.lowrank.update import Update
-from loralab.merging.analysis import MergingAnalyzer
+from loralab.merging.analysis.analyzer import MergingAnalyzer
 from loralab.merging.merge import merge
 from loralab.runs import Run
 from loralab.runs.environment import environment

@@ -16,8 +16,8 @@ from torch import nn
 
 from loralab.errors import AdapterError, ExportError
 from loralab.lowrank.files import AdapterFolder
-from loralab.merging.bake import RECORD, add, bake
-from loralab.merging.export import export
+from loralab.merging.export.bake import RECORD, add, bake
+from loralab.merging.export.export import export
 from loralab.merging.merge import merged_layers
 from loralab.merging.method import method
 from loralab.models.quiet import quiet_libraries
@@ -147,7 +147,7 @@ def test_rows_add_up_to_the_whole_and_rounding_is_measured(out, into, dtype, fli
 
 
 def test_many_blocks_of_rows_are_one_update(monkeypatch):
-    monkeypatch.setattr("loralab.merging.bake.BLOCK", 40)
+    monkeypatch.setattr("loralab.merging.export.bake.BLOCK", 40)
     factors = drawn_factors((50, 20), 2, 0)  # two rows at a time
     W = torch.zeros(factors.shape, dtype=torch.float64)
     update, _ = add(W, factors)

@@ -31,7 +31,7 @@ from loralab.lowrank.files import AdapterFolder
 from loralab.lowrank.update import frobenius
 from loralab.merging.merge import merge
 from loralab.merging.method import method
-from loralab.merging.state import MergedState
+from loralab.merging.state.state import MergedState
 
 METHODS = ("apart", "average")
 CONTINUAL = [
@@ -358,7 +358,7 @@ from pathlib import Path
 import tests.merge_folders
 from loralab.errors import RunError
 from loralab.runs.run import held
-from loralab.merging.state import MergedState
+from loralab.merging.state.state import MergedState
 
 folder, new = map(Path, sys.argv[1:])
 left = [0]

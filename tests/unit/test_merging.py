@@ -16,9 +16,9 @@ from loralab.lowrank.factors import Factors, concatenate
 from loralab.lowrank.files import AdapterFolder
 from loralab.lowrank.settings import CONFIG
 from loralab.lowrank.update import frobenius
-from loralab.merging.fit import check_fit
 from loralab.merging.merge import layers, merge
 from loralab.merging.method import method
+from loralab.merging.state.fit import check_fit
 
 
 def test_a_task_that_leaves_a_layer_alone_counts_as_zero() -> None:

@@ -16,13 +16,13 @@ from tests.merging import Held, dense, drawn, drawn_factors
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import Factors
 from loralab.lowrank.update import frobenius
-from loralab.merging.analysis import MODES, THRESHOLDS, MergingAnalyzer
+from loralab.merging.analysis.analyzer import MODES, THRESHOLDS, MergingAnalyzer
+from loralab.merging.analysis.signs import sampled
+from loralab.merging.analysis.similarity import directions, removed, suggested_threshold
+from loralab.merging.analysis.verdicts import Limits
 from loralab.merging.layer import Layer
 from loralab.merging.merge import merge
 from loralab.merging.method import method
-from loralab.merging.signs import sampled
-from loralab.merging.similarity import directions, removed, suggested_threshold
-from loralab.merging.verdicts import Limits
 
 SHAPES = {"a": (48, 40), "b": (40, 56), "c": (64, 40)}
 QUICK = {"modes": ()}

@@ -17,11 +17,11 @@ from tests.unit.test_stream import limited
 from loralab.errors import AdapterError, ExportError, MergeError
 from loralab.lowrank.files import NOTE, WEIGHTS, AdapterFolder
 from loralab.lowrank.settings import CONFIG
-from loralab.merging.export import export
-from loralab.merging.heads import head_index, read_head
+from loralab.merging.export.export import export
+from loralab.merging.export.heads import head_index, read_head
+from loralab.merging.export.room import Room, rank_that_keeps
 from loralab.merging.merge import merge, merged_layers
 from loralab.merging.method import method
-from loralab.merging.room import Room, rank_that_keeps
 
 AVERAGE = method("average")
 

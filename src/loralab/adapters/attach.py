@@ -21,7 +21,7 @@ from loralab.adapters.initialise import initialise, plain_difference
 from loralab.adapters.site import Site, site_of, wrap
 from loralab.config import PEFTConfig
 from loralab.errors import AdapterError
-from loralab.merging.heads import Head
+from loralab.merging.export.heads import Head
 from loralab.models.architecture import kind_of, parameter_count, quantized_as
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries

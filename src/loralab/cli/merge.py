@@ -25,8 +25,8 @@ from loralab.cli.merge_work import progress, tell, tuned_weights, write_and_tell
 from loralab.cli.options import RunsDir
 
 if TYPE_CHECKING:
-    from loralab.merging.log import Entry
-    from loralab.merging.state import MergedState
+    from loralab.merging.state.log import Entry
+    from loralab.merging.state.state import MergedState
 
 SHORT = "adapters"
 """The command that stands for no command: ``loralab merge A B --out C``."""
@@ -146,8 +146,8 @@ def adapters(
     No state is kept: to add another one later, use init and add.
     """
     from loralab.cli.merge_view import cost
-    from loralab.merging.fit import check_fit, opened
     from loralab.merging.sequential import merge_to_adapter
+    from loralab.merging.state.fit import check_fit, opened
 
     named, chosen = method_of(method, words)
     room, scales = room_of(rank, energy, budget_mb), weights_of(weights, tune)
@@ -180,7 +180,7 @@ def init(
     ] = "float64",
 ) -> None:
     """Make the folder of a merge, without an adapter yet."""
-    from loralab.merging.state import MergedState
+    from loralab.merging.state.state import MergedState
 
     made = MergedState.begin(state, config_of(method, pairs or []), precision)
     params = " ".join(f"{k}={v}" for k, v in _shown_params(made).items())
@@ -202,7 +202,7 @@ def add(
 ) -> None:
     """Merge one more adapter, or several in their order."""
     from loralab.errors import ConfigError
-    from loralab.merging.state import MergedState
+    from loralab.merging.state.state import MergedState
 
     if name and len(adapters) > 1:
         raise ConfigError("--name is of one adapter, and several are added")
@@ -229,7 +229,7 @@ def export(
 ) -> None:
     """Write what is merged as a plain PEFT adapter; the merge stays as it is."""
     from loralab.cli.merge_view import cost
-    from loralab.merging.state import MergedState
+    from loralab.merging.state.state import MergedState
 
     room = room_of(rank, energy, budget_mb)
     found = MergedState.open(state)
@@ -248,7 +248,7 @@ def export(
 @app.command("undo")
 def undo(state: State) -> None:
     """Take the last adapter out again; what is left is merged anew."""
-    from loralab.merging.state import MergedState
+    from loralab.merging.state.state import MergedState
 
     found = MergedState.open(state)
     with progress() as on_event:
@@ -268,7 +268,7 @@ def log(
     from rich.table import Table
 
     from loralab.cli import render
-    from loralab.merging.state import MergedState
+    from loralab.merging.state.state import MergedState
 
     found = MergedState.open(state)
     if verify:
@@ -305,8 +305,8 @@ def check(
     """Compare adapters before they are merged, and say what it means in words."""
     from loralab.cli import render
     from loralab.cli.merge_view import drawn, pairs_table, summary, tasks_table
-    from loralab.merging.analysis import MergingAnalyzer
-    from loralab.merging.fit import check_bases, opened
+    from loralab.merging.analysis.analyzer import MergingAnalyzer
+    from loralab.merging.state.fit import check_bases, opened
 
     found = opened([adapter_of(adapter, runs_dir) for adapter in adapters])
     check_bases(found, force)

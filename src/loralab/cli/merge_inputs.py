@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from loralab.config import MergeConfig
     from loralab.experiments.merge_tuning import Tuned
     from loralab.lowrank.files import AdapterFolder
+    from loralab.merging.export.room import Room
     from loralab.merging.method import Method
-    from loralab.merging.room import Room
 
 PAIR = re.compile(r"[A-Za-z_][\w.]*=")
 """What begins like this is key=value; a folder of such a name is written ./a=b."""
@@ -39,7 +39,7 @@ def method_of(name: str, words: list[str]) -> tuple[list[str], Method]:
 def room_of(rank: str, energy: float | None, megabytes: float | None) -> Room:
     """Return how much is written."""
     from loralab.errors import ConfigError
-    from loralab.merging.room import Room
+    from loralab.merging.export.room import Room
 
     if rank != "exact" and not rank.isdecimal():
         raise ConfigError(

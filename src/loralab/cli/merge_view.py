@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from loralab.experiments.merge_tuning import Tuned
     from loralab.lowrank.files import AdapterFolder
-    from loralab.merging.bake import Baked
-    from loralab.merging.exported import Exported
-    from loralab.merging.findings import Analysis
+    from loralab.merging.analysis.findings import Analysis
+    from loralab.merging.export.bake import Baked
+    from loralab.merging.export.exported import Exported
     from loralab.merging.method import Method
 
 WHOLE = 0.9995

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from loralab.cli.progress import TrainingProgress
     from loralab.experiments.merge_tuning import Tuned
-    from loralab.merging.exported import Exported
+    from loralab.merging.export.exported import Exported
     from loralab.merging.method import Method
 
 
@@ -44,9 +44,9 @@ def write_and_tell(
         tell(*exported_lines(made, method))
         return
     from loralab.lowrank.files import AdapterFolder
-    from loralab.merging.bake import bake
-    from loralab.merging.exported import RECORD
-    from loralab.merging.heads import FOLDER as HEADS
+    from loralab.merging.export.bake import bake
+    from loralab.merging.export.exported import RECORD
+    from loralab.merging.export.heads import FOLDER as HEADS
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent) as beside, progress() as on_event:

@@ -19,9 +19,9 @@ from loralab.errors import MergeError
 from loralab.evaluation.multitask import MultiTaskEvaluator
 from loralab.experiments.space import Axis, Point, Space
 from loralab.lowrank.files import AdapterFolder
-from loralab.merging.fit import check_fit
 from loralab.merging.merge import merge
 from loralab.merging.method import Method
+from loralab.merging.state.fit import check_fit
 from loralab.registry import get
 from loralab.runs import Run
 

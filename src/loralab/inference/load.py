@@ -18,7 +18,7 @@ from loralab.config import (
 from loralab.data.examples import DataPreprocessor, get_preprocessor
 from loralab.errors import AdapterError
 from loralab.lowrank.files import NOTE
-from loralab.merging.heads import Head, head_of
+from loralab.merging.export.heads import Head, head_of
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything
 from loralab.models.quiet import quiet_libraries
@@ -101,7 +101,7 @@ def merged_of(
 
     Args:
         folder: The merged adapter's.
-        task: The task's name; see `loralab.merging.heads.head_of`.
+        task: The task's name; see `loralab.merging.export.heads.head_of`.
         model_changes: See `adapter_of`.
 
     Raises:

@@ -11,9 +11,9 @@ from loralab.inference.artefact import load_artefact
 from loralab.inference.load import Loaded, adapter_of, merged_of
 from loralab.lowrank.files import AdapterFolder, Base
 from loralab.lowrank.settings import CONFIG
-from loralab.merging.exported import RECORD
-from loralab.merging.fit import other_base
-from loralab.merging.heads import own_head
+from loralab.merging.export.exported import RECORD
+from loralab.merging.export.heads import own_head
+from loralab.merging.state.fit import other_base
 from loralab.runs import Run, find_run
 
 MANIFEST = "manifest.json"

@@ -142,7 +142,7 @@ def merge(
 ) -> dict[str, Update]:
     """Return the merged update of every layer, in memory, norm rule included.
 
-    For adapters larger than memory see `merging/export.py`, which streams. The
+    For adapters larger than memory see `merging/export/export.py`, which streams. The
     arguments are those of `layers`.
     """
     found = list(merged_layers(method, sources, weights, dtype))

@@ -13,13 +13,13 @@ from loralab.config.named import chosen
 from loralab.errors import MergeError
 from loralab.lowrank.factors import Factors
 from loralab.lowrank.files import AdapterFolder
-from loralab.merging.export import export
-from loralab.merging.exported import Exported
+from loralab.merging.export.export import export
+from loralab.merging.export.exported import Exported
+from loralab.merging.export.room import Room
 from loralab.merging.merge import merged_layers, shapes_of
 from loralab.merging.method import Method
-from loralab.merging.room import Room
-from loralab.merging.state import MergedState
-from loralab.merging.stored import Told, silent, told
+from loralab.merging.state.state import MergedState
+from loralab.merging.state.stored import Told, silent, told
 
 LoRAModule = Factors
 """The update s·B·A of one module (see `loralab.lowrank.factors`)."""
@@ -84,7 +84,7 @@ def merge_to_adapter(
 
     Args:
         folder: New or empty, or an adapter that was merged before.
-        sources: What `opened` and `check_fit` of `merging/fit.py` let through.
+        sources: What `opened` and `check_fit` of `merging/state/fit.py` let through.
         method: The merge method.
         weights: What each adapter's update is multiplied with; by default 1.
         room: How much is written.
@@ -93,7 +93,7 @@ def merge_to_adapter(
         on_event: Is told each layer.
 
     Raises:
-        ExportError: `export` in `merging/export.py` says when.
+        ExportError: `export` in `merging/export/export.py` says when.
         MergeError: the weights do not fit.
         AdapterError: an adapter is broken, or of other shapes.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loralab.errors import MergeError
 from loralab.lowrank.stream import check_space
-from loralab.merging.log import Log
+from loralab.merging.state.log import Log
 from loralab.runs.files import atomic_directory, remove_leftovers, sha256_file
 
 

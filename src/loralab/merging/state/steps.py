@@ -11,10 +11,10 @@ import torch
 from loralab import __version__
 from loralab.lowrank.files import AdapterFolder
 from loralab.lowrank.update import frobenius, total
-from loralab.merging.folder import place
-from loralab.merging.log import Entry, Log, Sum
 from loralab.merging.merge import shapes_of
-from loralab.merging.stored import (
+from loralab.merging.state.folder import place
+from loralab.merging.state.log import Entry, Log, Sum
+from loralab.merging.state.stored import (
     StoredSum,
     Told,
     Updates,

@@ -1,9 +1,9 @@
 """A merge as a directory: what was merged, all that was ever done, one more task.
 
     DIR/
-      state.json                   method, params, dtype; the log (see `merging/log.py`)
+      state.json                   method, params, dtype; the log (see `log.py`)
       adapters/<digest>/…          the adapters as they were given, bit for bit
-      merged-<hash>.safetensors    S_t of a continual method (see `merging/stored.py`)
+      merged-<hash>.safetensors    S_t of a continual method (see `stored.py`)
 
 A continual method takes one step for one more task, from the file; a joint one is
 merged from the adapters when it is exported. `undo` replays what is left from the
@@ -31,15 +31,15 @@ from loralab.errors import MergeError
 from loralab.lowrank.factors import frobenius_norm
 from loralab.lowrank.files import AdapterFolder
 from loralab.lowrank.update import frobenius
-from loralab.merging.export import export
-from loralab.merging.exported import Exported
-from loralab.merging.fit import check_fit
-from loralab.merging.folder import check_files, keep, place, tidy
-from loralab.merging.log import Dtype, Entry, Log, begun, read_log
+from loralab.merging.export.export import export
+from loralab.merging.export.exported import Exported
+from loralab.merging.export.room import Room
 from loralab.merging.merge import MergedLayer, layers, merged_layers, shapes_of
 from loralab.merging.method import Method, factor_of_norm_rule, resolve
-from loralab.merging.room import Room
-from loralab.merging.steps import (
+from loralab.merging.state.fit import check_fit
+from loralab.merging.state.folder import check_files, keep, place, tidy
+from loralab.merging.state.log import Dtype, Entry, Log, begun, read_log
+from loralab.merging.state.steps import (
     difference,
     distance,
     keep_sum,
@@ -48,7 +48,7 @@ from loralab.merging.steps import (
     stepped,
     stored_sum,
 )
-from loralab.merging.stored import Told, silent, told
+from loralab.merging.state.stored import Told, silent, told
 from loralab.runs.run import held, now
 
 logger = logging.getLogger(__name__)
@@ -300,7 +300,7 @@ class MergedState:
             on_event: Is told each layer.
 
         Raises:
-            ExportError: `export` in `merging/export.py` says when.
+            ExportError: `export` in `merging/export/export.py` says when.
             MergeError: no task is merged, or another process works here.
         """
         with self._held():

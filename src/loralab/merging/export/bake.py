@@ -30,7 +30,7 @@ from loralab.lowrank.stream import (
     full_disk_told,
     write_tensors,
 )
-from loralab.merging.checkpoint import Target, read_config, shards_of, targets_of
+from loralab.merging.export.checkpoint import Target, read_config, shards_of, targets_of
 from loralab.runs.files import atomic_directory
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ import torch
 
 from loralab import __version__
 from loralab.lowrank.files import AdapterFolder
-from loralab.merging.cut import CutLayer
-from loralab.merging.heads import Heads, head_index
+from loralab.merging.export.cut import CutLayer
+from loralab.merging.export.heads import Heads, head_index
+from loralab.merging.export.room import Room, energy_of, rank_that_keeps
 from loralab.merging.method import Method
-from loralab.merging.room import Room, energy_of, rank_that_keeps
 
 FORMAT_VERSION = 1
 RECORD = "merge.json"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from loralab.merging.findings import Analysis, Pair, Verdict
+from loralab.merging.analysis.findings import Analysis, Pair, Verdict
 
 
 @dataclass(frozen=True)

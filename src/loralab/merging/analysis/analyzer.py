@@ -30,7 +30,7 @@ from torch import Tensor
 
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import effective_rank, stable_rank
-from loralab.merging.findings import (
+from loralab.merging.analysis.findings import (
     Analysis,
     Cut,
     LayerAnalysis,
@@ -38,11 +38,8 @@ from loralab.merging.findings import (
     Removal,
     Task,
 )
-from loralab.merging.layer import Layer
-from loralab.merging.merge import Source, layers
-from loralab.merging.projection import Mode, OrthogonalProjector
-from loralab.merging.signs import Signs, sampled
-from loralab.merging.similarity import (
+from loralab.merging.analysis.signs import Signs, sampled
+from loralab.merging.analysis.similarity import (
     Directions,
     angles,
     cosine,
@@ -54,7 +51,10 @@ from loralab.merging.similarity import (
     row_cosine,
     suggested_threshold,
 )
-from loralab.merging.verdicts import LIMITS, Limits, verdicts
+from loralab.merging.analysis.verdicts import LIMITS, Limits, verdicts
+from loralab.merging.layer import Layer
+from loralab.merging.merge import Source, layers
+from loralab.merging.projection import Mode, OrthogonalProjector
 
 THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 MODES: tuple[Mode, ...] = ("code", "paper", "stable")

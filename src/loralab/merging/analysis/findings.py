@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loralab.merging.signs import Share
-from loralab.merging.similarity import Angles
+from loralab.merging.analysis.signs import Share
+from loralab.merging.analysis.similarity import Angles
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """A merged update as a plain PEFT folder, whose peak memory is one layer.
 
 The layers are merged once, one after another; their balanced factors wait in a file
-(see `merging/cut.py`) until every layer's spectrum is known, and with it the ranks (see
-`merging/room.py`) and the norm rule's scale, which goes into ``lora_alpha``. So the
+(see `cut.py`) until every layer's spectrum is known, and with it the ranks (see
+`room.py`) and the norm rule's scale, which goes into ``lora_alpha``. So the
 error of the whole adapter is known exactly,
 
     ‖ΔW − ΔW_k‖² = Σ_layers (Σ_{i>k} σ_i² + what a factorisation had lost before)
 
 and what the stored dtype changes beside it is measured. ``merge.json`` in the folder
-says how it was made, heads travel beside it (see `merging/heads.py`).
+says how it was made, heads travel beside it (see `merging/export/heads.py`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,19 @@ from loralab.lowrank.files import (
 )
 from loralab.lowrank.settings import CONFIG, plain_config
 from loralab.lowrank.stream import Spec, file_size, full_disk_told, write_tensors
-from loralab.merging.cut import CutLayer, Waiting, cut_layer
-from loralab.merging.exported import DTYPES, RECORD, Exported, Plan, exported, record
-from loralab.merging.heads import Heads, placed, write_heads
+from loralab.merging.export.cut import CutLayer, Waiting, cut_layer
+from loralab.merging.export.exported import (
+    DTYPES,
+    RECORD,
+    Exported,
+    Plan,
+    exported,
+    record,
+)
+from loralab.merging.export.heads import Heads, placed, write_heads
+from loralab.merging.export.room import Room
 from loralab.merging.merge import MergedLayer
 from loralab.merging.method import Method, factor_of_norm_rule
-from loralab.merging.room import Room
 from loralab.runs.files import atomic_directory, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -227,7 +234,7 @@ def _write_beside(folder: Path, plan: Plan) -> list[str]:
     """Copy what stands beside every adapter alike (tokenizer); return what does not.
 
     The note of the task whose head the adapter has is the adapter's; of tasks that are
-    told apart, the notes stand there (see `merging/heads.py`).
+    told apart, the notes stand there (see `merging/export/heads.py`).
     """
     first, *others = plan.adapters
     left_out = []

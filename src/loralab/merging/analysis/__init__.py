@@ -1,0 +1,1 @@
+"""Adapters compared before they are merged."""

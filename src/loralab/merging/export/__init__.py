@@ -1,0 +1,1 @@
+"""Merged updates out: plain PEFT folders of any rank, or added into base weights."""

@@ -1,0 +1,1 @@
+"""A merge that is added to, task by task: a folder that is never half written."""
