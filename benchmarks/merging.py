@@ -272,9 +272,9 @@ def part_export(size: Size, folder: Path, dtype: str) -> dict[str, Any]:
 
     from loralab.lowrank.files import AdapterFolder
     from loralab.merging.export.export import export
+    from loralab.merging.export.room import Room
     from loralab.merging.merge import merged_layers
     from loralab.merging.method import method
-    from loralab.merging.export.room import Room
 
     before = high_water()
     began = time.perf_counter()
