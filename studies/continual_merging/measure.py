@@ -47,6 +47,8 @@ from loralab.merging.merge import layers
 from loralab.runs.environment import git_commit
 
 HERE = Path(__file__).parent
+PRIMARY = "evidence"
+"""The size whose page stands here; that of another stands in a folder of its own."""
 
 
 def tell(text: str) -> None:
@@ -294,7 +296,8 @@ def main(given: Sequence[str] | None = None) -> None:
         if asked[0] == "page":
             from studies.continual_merging.page import write_results
 
-            write_results(WORK, asked[1], HERE)
+            place = HERE if asked[1] == PRIMARY else HERE / asked[1]
+            write_results(WORK, asked[1], place)
             return
         session = open_session(asked[1], Path(asked[2]) if len(asked) > 2 else RUNS)
         tell_ledger(session)

@@ -225,3 +225,17 @@ def test_the_page_says_what_was_measured(session, tmp_path):
     assert {one["first"] for one in found["comparisons"]} >= {"average", "opcm code"}
     for one in found["comparisons"]:
         assert one["p_holm"] >= one["p"]
+
+
+WRITTEN = sorted(page_of.parent for page_of in measure.HERE.glob("**/results.json"))
+
+
+@pytest.mark.parametrize("folder", WRITTEN, ids=lambda folder: folder.name)
+def test_every_number_of_a_committed_page_follows_from_its_results(folder):
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert (folder / "README.md").read_text(encoding="utf-8") == page.page(found)
+    lines = (folder / "measurements.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == found["measurements"]
+    for name, table in page.tables(found).items():
+        text = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8")
+        assert text == page.to_markdown(table)
