@@ -103,7 +103,11 @@ Head = Annotated[
     typer.Option(help="The task whose head it has; by default one that all have."),
 ]
 Weights = Annotated[
-    str | None, typer.Option(help="Of the adapters, such as 0.5,0.5,1.")
+    str | None,
+    typer.Option(
+        help="What each adapter's update is multiplied with before the method, such as "
+        "0.5,0.5,1; `average` still divides by their number."
+    ),
 ]
 Bake = Annotated[
     str | None,
