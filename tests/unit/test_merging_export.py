@@ -15,8 +15,8 @@ from tests.merging import dense_update
 from tests.unit.test_stream import limited
 
 from loralab.errors import AdapterError, ExportError, MergeError
-from loralab.lowrank.files import NOTE, WEIGHTS, AdapterFolder
-from loralab.lowrank.settings import CONFIG
+from loralab.lowrank.files import WEIGHTS, AdapterFolder
+from loralab.lowrank.settings import CONFIG, NOTE
 from loralab.merging.export.export import export
 from loralab.merging.export.heads import head_index, read_head
 from loralab.merging.export.room import Room, rank_that_keeps

@@ -15,7 +15,7 @@ from typing import Any
 
 from loralab.config import StorageConfig, TaskConfig
 from loralab.errors import AdapterError
-from loralab.lowrank.files import NOTE
+from loralab.lowrank.settings import NOTE
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
 

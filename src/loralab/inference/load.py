@@ -17,7 +17,7 @@ from loralab.config import (
 )
 from loralab.data.examples import DataPreprocessor, get_preprocessor
 from loralab.errors import AdapterError
-from loralab.lowrank.files import NOTE
+from loralab.lowrank.settings import NOTE
 from loralab.merging.export.heads import Head, head_of
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything

@@ -32,15 +32,19 @@ from torch import Tensor
 
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import Factors
-from loralab.lowrank.settings import CONFIG, plain_config, read_config, scale_of
+from loralab.lowrank.settings import (
+    CONFIG,
+    NOTE,
+    plain_config,
+    read_config,
+    scale_of,
+)
 from loralab.lowrank.sketch import INPUTS, Sketch, Sketched
 from loralab.lowrank.stream import Spec, TensorFile, write_tensors
 from loralab.runs.files import atomic_directory, sha256_file
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-NOTE = "loralab.json"
-"""Beside an adapter of ours: its ``base.fingerprint`` is that of the base's weights."""
 PREFIX = "base_model.model."
 STORED = re.compile(
     rf"{re.escape(PREFIX)}(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))"

@@ -22,6 +22,8 @@ from typing import Any
 from loralab.errors import AdapterError
 
 CONFIG = "adapter_config.json"
+NOTE = "loralab.json"
+"""Beside an adapter of ours: its ``base.fingerprint`` is that of the base's weights."""
 NOT_PLAIN = (
     "use_dora",
     "use_qalora",

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from loralab.errors import AdapterError, MergeError
-from loralab.lowrank.files import NOTE, AdapterFolder
+from loralab.lowrank.files import AdapterFolder
+from loralab.lowrank.settings import NOTE
 from loralab.lowrank.stream import TensorFile, write_tensors
 
 FOLDER, INDEX = "heads", "index.json"
