@@ -17,6 +17,8 @@ from loralab.runs import Run
 
 ROWS = 16
 
+pytestmark = pytest.mark.slow  # it trains two adapters
+
 
 @pytest.fixture(scope="module")
 def runs(minilm_run, tmp_path_factory):

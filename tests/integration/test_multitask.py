@@ -255,6 +255,7 @@ def test_without_a_tokenizer_that_all_have_it_is_the_base_s(runs, merged, tmp_pa
     assert first == second
 
 
+@pytest.mark.slow
 def test_merged_language_models_answer_by_the_task_s_prompt(smollm2_run, tmp_path):
     twin = copied(smollm2_run, tmp_path)
     file = twin.adapter / "loralab.json"

@@ -27,13 +27,12 @@ from torch import Tensor
 
 from loralab.errors import ExportError, MergeError
 from loralab.lowrank.files import (
-    NOTE,
     WEIGHTS,
     AdapterFolder,
     other_files,
     widest,
 )
-from loralab.lowrank.settings import CONFIG, plain_config
+from loralab.lowrank.settings import CONFIG, NOTE, plain_config
 from loralab.lowrank.stream import Spec, file_size, full_disk_told, write_tensors
 from loralab.merging.export.cut import CutLayer, Waiting, cut_layer
 from loralab.merging.export.exported import (
