@@ -32,13 +32,7 @@ from torch import Tensor
 
 from loralab.errors import AdapterError
 from loralab.lowrank.factors import Factors
-from loralab.lowrank.settings import (
-    CONFIG,
-    NOTE,
-    plain_config,
-    read_config,
-    scale_of,
-)
+from loralab.lowrank.settings import CONFIG, NOTE, plain_config, read_config, scale_of
 from loralab.lowrank.sketch import INPUTS, Sketch, Sketched
 from loralab.lowrank.stream import Spec, TensorFile, write_tensors
 from loralab.runs.files import atomic_directory, sha256_file
