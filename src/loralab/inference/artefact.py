@@ -101,7 +101,7 @@ def load_artefact(run: Run, **model_changes: str) -> Loaded:
     task.restore(note["task_state"])
     config = _as_stored(run.config.model.model_copy(update=model_changes), note)
     shapes = empty_base(config, note["head"], note["task_state"].get("labels", ()))
-    processor = load_processor(folder)
+    processor = load_processor(folder, note["head"])
     task.prepare(processor)
     check_template(note, processor, folder)
     numerics = shapes.numerics

@@ -13,6 +13,7 @@ from loralab.data.examples import DataPreprocessor, get_preprocessor
 from loralab.errors import AdapterError
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything
+from loralab.models.processors import IMAGE_HEAD
 from loralab.models.quiet import quiet_libraries
 from loralab.runs import Run
 
@@ -71,27 +72,35 @@ def load_adapter(run: Run, **model_changes: Any) -> LoadedAdapter:
     model_config = ModelConfig(**{**config.model.model_dump(), **wanted})
     base = load_base(model_config, task.head, note["task_state"].get("labels", ()))
     check_base(note, base, folder, any_storage="storage" in model_changes)
-    base.processor = load_processor(folder)
+    base.processor = load_processor(folder, task.head)
     task.prepare(base.processor)
     check_template(note, base.processor, folder)
     model = restore(base, config.peft, folder)
     return LoadedAdapter(model.eval(), base, task, config.peft, folder)
 
 
-def load_processor(folder: Path) -> Any:
-    """Return the tokenizer that was stored with a model.
+def load_processor(folder: Path, head: str) -> Any:
+    """Return the tokenizer, or the image processor, that was stored with a model.
+
+    Args:
+        folder: An adapter's, or a stored model's.
+        head: What it was trained for.
 
     Raises:
         AdapterError: it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
+    auto: Any = transformers.AutoTokenizer
+    options = {}
+    if head == IMAGE_HEAD:
+        auto, options = transformers.AutoImageProcessor, {"backend": "pil"}
     try:
         with quiet_libraries():
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            return auto.from_pretrained(str(folder), trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise AdapterError(
-            "the tokenizer cannot be loaded",
+            "the tokenizer or image processor cannot be loaded",
             where=str(folder),
             why=str(error).split("\n")[0],
         ) from None

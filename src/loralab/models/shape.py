@@ -110,14 +110,16 @@ def cut_layers(shape: Any, layers: int) -> None:
             setattr(shape, name, getattr(shape, name)[:layers])
 
 
-def weight_names(folder: Path) -> set[str]:
-    """Return the tensors' names of a folder's safetensors files, from their headers."""
-    found: set[str] = set()
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a folder's safetensors files, from their headers."""
+    found: dict[str, tuple[int, ...]] = {}
     for file in weight_files(folder):
         with file.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
-            found |= set(json.loads(handle.read(size)))
-    return found - {"__metadata__"}
+            header = json.loads(handle.read(size))
+        header.pop("__metadata__", None)
+        found |= {name: tuple(told["shape"]) for name, told in header.items()}
+    return found
 
 
 def new_modules_of(model: Any, head: str, folder: Path) -> tuple[str, ...]:
@@ -126,12 +128,16 @@ def new_modules_of(model: Any, head: str, folder: Path) -> tuple[str, ...]:
         return ("probe",)
     if not HEADS[head].may_be_new:
         return ()
-    stored = weight_names(folder)
+    stored = weight_shapes(folder)
     prefix = f"{model.base_model_prefix}."
-    outside = [
+    whole = model.base_model is model  # the body is no module of its own
+    new = {
         name
-        for name, _ in model.named_parameters()
-        if not name.startswith(prefix) or (stored and ".pooler." in f".{name}")
-    ]
-    new = {n for n in outside if not {n, n.removeprefix(prefix)} & stored}
+        for name, parameter in model.named_parameters()
+        if (whole and name.count(".") < 2)
+        or (not whole and not name.startswith(prefix))
+        or (stored and ".pooler." in f".{name}")
+        if tuple(parameter.shape)
+        not in (stored.get(name), stored.get(name.removeprefix(prefix)))
+    }
     return tuple(sorted({name.rpartition(".")[0] for name in new}))

@@ -60,9 +60,10 @@ class _Traced(nn.Module):
 def _example(source: Source) -> dict[str, torch.Tensor]:
     """Return inputs to trace with: two rows, of which one is padded."""
     if source.head == "image-classification":
-        side = source.model.config.image_size
+        config = getattr(source.model.config, "vision_config", source.model.config)
+        side = config.image_size
         sides = (side, side) if isinstance(side, int) else tuple(side)
-        channels = getattr(source.model.config, "num_channels", 3)
+        channels = getattr(config, "num_channels", 3)
         return {"pixel_values": torch.zeros(2, channels, *sides)}
     ids_BT = torch.arange(14).reshape(2, 7) + 1
     mask_BT = torch.ones_like(ids_BT)
