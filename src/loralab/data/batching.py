@@ -270,11 +270,9 @@ def collate(
         return _collate_packs(examples, batch, pad_id)
     chosen = [unit[0] for unit in batch]
     if examples.pixels is not None:
-        return {
-            "pixel_values": examples.pixels.batch(chosen, draw),
-            "labels": torch.tensor([examples.labels[i] for i in chosen]),
-            "example": torch.tensor(chosen),
-        }
+        images = {"pixel_values": examples.pixels.batch(chosen, draw)}
+        labels = torch.tensor([examples.labels[i] for i in chosen])
+        return {**images, "labels": labels, "example": torch.tensor(chosen)}
     ids = [examples.input_ids[i] for i in chosen]
     ids_BT = _padded(ids, pad_id)
     lengths_B = torch.tensor([len(x) for x in ids])

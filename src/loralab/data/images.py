@@ -124,9 +124,10 @@ def image_of(value: Any) -> dict[str, Any]:
     if hasattr(value, "convert") and hasattr(value, "getexif"):
         value = np.asarray(value.convert("RGB"))
     if isinstance(value, np.ndarray):
-        grey = value.ndim == 2
-        if value.dtype == np.uint8 and (grey or value.shape[2:] == (3,)):
-            return {"bytes": encode(value), "path": None}
+        plain = value[..., 0] if value.shape[2:] == (1,) else value
+        grey = plain.ndim == 2
+        if value.dtype == np.uint8 and (grey or plain.shape[2:] == (3,)):
+            return {"bytes": encode(plain), "path": None}
         raise ValueError(
             f"image is an array of {value.dtype} {list(value.shape)}, not uint8 "
             "[height, width] or [height, width, 3]"

@@ -232,7 +232,7 @@ def _load_model(
         use_tf32()
     settings: dict[str, Any] = {
         "dtype": numerics.torch_dtype,
-        "attn_implementation": attention_of(config),
+        "attn_implementation": attention_of(config, head, numerics),
         "device_map": config.device_map,
         **head_settings(head, labels),
     }
