@@ -68,6 +68,13 @@ def test_every_class_trains_with_its_head(kind, folder):
     assert shapes.facts == before.facts
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+def test_no_gradient_is_missed_where_everything_is_trained(kind, method, folder):
+    config = experiment(folder / kind, folder / "images", f"peft={method}")
+    assert train(config, folder / "runs").status == "complete"
+
+
 @pytest.mark.parametrize("kind", ["deit-distilled", "dinov2", "clip"])
 def test_a_head_that_is_frozen_is_refused(kind, folder):
     base = base_of(folder, kind)
@@ -88,7 +95,7 @@ def test_a_body_that_lacks_weights_is_refused(folder, tmp_path):
 
     for kind, gone in {
         "vit": "position_embeddings",
-        "clip": "vision_model.post_layernorm",
+        "clip": "vision_model.pre_layrnorm",
     }.items():
         target = shutil.copytree(folder / kind, tmp_path / kind)
         tensors = load_file(target / "model.safetensors")

@@ -19,11 +19,12 @@ from loralab.models.architecture import Facts, facts_of
 from loralab.models.embedded import check_folder, embedded_folder
 from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics, choose_numerics, use_tf32
-from loralab.models.processors import Source, processor_of
+from loralab.models.processors import IMAGE_HEAD, Source, processor_of
 from loralab.models.quiet import quiet_libraries
 from loralab.models.shape import (
     COPIES,
     attention_of,
+    drop_unread,
     head_settings,
     put_probe,
     weight_files,
@@ -245,6 +246,8 @@ def _load_model(
     else:
         new = _new_modules(missing, head, config.path)
         _only_head_is_new(model, new, config.path)
+    if head == IMAGE_HEAD:
+        drop_unread(model)
     for name in new:
         model.get_submodule(name).float()
     model.config.use_cache = False

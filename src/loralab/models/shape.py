@@ -57,6 +57,22 @@ def put_probe(model: Any, classes: int) -> None:
     model.probe = nn.Linear(model.config.get_text_config().hidden_size, classes)
 
 
+def drop_unread(model: Any) -> None:
+    """Take off what the class of an image does not depend on, so no gradient reaches.
+
+    DINOv2's mask token stands for patches that are hidden, in its own training only;
+    CLIP's last normalisation is of the class token, and its classifier reads patches.
+    """
+    from torch import nn
+
+    for module in model.modules():
+        if getattr(module, "mask_token", None) is not None:
+            module.mask_token = None
+            model.config.use_mask_token = False
+    if type(model).__name__ == "CLIPForImageClassification":
+        model.vision_model.post_layernorm = nn.Identity()
+
+
 def build_shape(
     config: ModelConfig,
     load_from: str,
@@ -98,6 +114,8 @@ def build_shape(
                 )
                 if head == "feature-extraction":
                     put_probe(model, len(labels))
+                if head == IMAGE_HEAD:
+                    drop_unread(model)
     except ValueError as error:
         raise ModelError(
             f"cannot be built for {head}",

@@ -3,7 +3,7 @@
 The initializers of the backbone carry transformers' names of old, but for those that
 the exporter folded: the weights of products are known by the node that uses them, and
 stand transposed; the positions are two constants, of the class token and of the 37 x 37
-patches. The mask token, of no use but in DINOv2's own training, is zero.
+patches. The mask token, of no use but in DINOv2's own training, is left out.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def convert(file: Path, target: Path) -> None:
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
         image_size=518, patch_size=14, architectures=["Dinov2Model"],
+        use_mask_token=False,
     )  # fmt: skip
     found = {
         name: torch.from_numpy(array.copy()) for name, array in _read(file).items()
     }
-    found["embeddings.mask_token"] = torch.zeros(1, 384)
     with torch.device("meta"):
         wanted = Dinov2Model(config).state_dict()
     if {k: v.shape for k, v in found.items()} != {
