@@ -1,5 +1,6 @@
 """The embedded image sets: what is read, and what a run makes of it."""
 
+import shutil
 from collections import Counter
 from itertools import islice
 
@@ -37,6 +38,13 @@ def test_a_run_sees_distinct_digits_in_both_splits():
     assert not train & test
 
 
+FASHION_PACKAGE = PACKAGES["dataset-fashion-mnist"]
+
+
+@pytest.mark.skipif(
+    bool(missing(FASHION_PACKAGE)) and not shutil.which("apt-get"),
+    reason="a Debian package",
+)
 def test_fashion_has_its_own_test_split():
     rows = read_embedded("fashion-mnist")
     first = list(islice(rows, 1000))
@@ -48,7 +56,6 @@ def test_fashion_has_its_own_test_split():
     assert rest == {"train": 59_000, "test": 10_000}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(bool(missing(PACKAGES["bigbench"])), reason="358 MB, not fetched")
 def test_cifar_has_a_thousand_of_each_class():
     rows = list(read_embedded("cifar-10"))

