@@ -1,6 +1,7 @@
 """Images through the one trainer: each model class, its head, a resume, an answer."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from loralab.adapters.site import Site
 from loralab.config import ModelConfig, PEFTConfig
 from loralab.errors import AdapterError, DataError, ModelError
 from loralab.models.empty import empty_base
+from loralab.publishing.card import model_card
 from loralab.runs import Run
 from loralab.training.prepare import prepare
 from tests.cli import loralab
@@ -124,6 +126,27 @@ def test_what_was_learnt_is_what_answers(run, folder):
     (folder / "bad.png").write_bytes(file.read_bytes()[:40])
     with pytest.raises(DataError, match=r"bad\.png: image is broken"):
         pipeline([str(folder / "bad.png")])
+
+
+def test_the_card_says_how_plain_peft_gives_the_same_answers(run, folder):
+    from peft import PeftModel
+    from transformers import AutoImageProcessor
+
+    card = model_card(run)
+    assert "pipeline_tag: image-classification" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    code = code.replace("FOLDER OF THE BASE", str(folder / "vit"))
+    names: dict = {}
+    exec(code.replace("FOLDER OR REPOSITORY", str(run.adapter)), names)
+    assert isinstance(names["model"], PeftModel)
+    processor = AutoImageProcessor.from_pretrained(run.adapter, backend="pil")
+    file = folder / "images" / "green" / "3.png"
+    given = processor(Image.open(file), return_tensors="pt")
+    with torch.no_grad():
+        theirs = names["model"].eval()(**given).logits.softmax(-1)[0]
+    ours = InferencePipeline.from_run(run)([str(file)])[0]["probabilities"]
+    assert list(ours) == LABELS
+    assert torch.allclose(theirs, torch.tensor(list(ours.values())).float(), atol=1e-5)
 
 
 def test_the_command_line_answers_an_image(run, folder):

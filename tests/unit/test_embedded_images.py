@@ -5,6 +5,7 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+from tests.cli import loralab
 
 from loralab import compose, get_preprocessor, load_rows
 from loralab.data.embedded import EMBEDDED_SETS, FASHION, read_embedded
@@ -63,3 +64,10 @@ def test_cifar_has_a_thousand_of_each_class():
     assert set(found.values()) == {1000} and len(found) == 10
     assert rows[0].columns["label"] == "airplane"
     assert read(rows[0].columns["image"]).shape == (32, 32, 3)
+
+
+def test_what_is_not_there_cannot_be_fetched():
+    said = loralab("data", "fetch", "cifar-1O")
+    assert said.code == 2
+    assert "nearest: cifar-10" in said.err
+    assert all(name in loralab("data", "list").out for name in EMBEDDED_SETS)
