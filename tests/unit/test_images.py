@@ -16,8 +16,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from loralab.data import images
 from loralab.data import pixels as room
-from loralab.data.images import decode, digest, encode, image_of, read
+from loralab.data.images import decode, digest, encode, identify, image_of, read
 from loralab.data.pixels import Augmentation, Pixels, load_pixels, processing_of
 from loralab.errors import DataError, ModelError
 
@@ -155,12 +156,12 @@ def checked(pixels, **more):
 @pytest.mark.parametrize("known", [False, True])
 def test_a_batch_is_what_the_models_own_processor_makes(name, known, cache):
     processor = PROCESSORS[name]
-    images = [noise(h, w) for h, w in [(40, 30), (17, 50), (9, 9), (20, 12), (64, 3)]]
-    rows = [(checked if known else row)(one) for one in images]
+    drawn = [noise(h, w) for h, w in [(40, 30), (17, 50), (9, 9), (20, 12), (64, 3)]]
+    rows = [(checked if known else row)(one) for one in drawn]
     found = load_pixels(rows, processing_of(processor), Augmentation())
     assert found.fitted
     ours = found.batch(range(len(rows)), None)
-    own = [Image.fromarray(one) for one in images]
+    own = [Image.fromarray(one) for one in drawn]
     theirs = processor(own, return_tensors="pt")["pixel_values"].float()
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert len(list(cache.rglob("*.rgb"))) == (len(rows) if known else 0)
@@ -173,14 +174,14 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_small_images_are_held_as_they_are_and_resized_in_the_batch(cache):
-    images = [noise(5, 5), noise(5, 5)]
+    drawn = [noise(5, 5), noise(5, 5)]
     processor = PROCESSORS["vit"]
     small = load_pixels(
-        [checked(one) for one in images], processing_of(processor), Augmentation()
+        [checked(one) for one in drawn], processing_of(processor), Augmentation()
     )
     assert not small.fitted
     assert small.images[1].shape == (5, 5, 3)
-    own = [Image.fromarray(one) for one in images]
+    own = [Image.fromarray(one) for one in drawn]
     theirs = processor(own, return_tensors="pt")["pixel_values"].float()
     assert torch.allclose(small.batch([0, 1], None), theirs, atol=1e-5)
     assert not list(cache.rglob("*.rgb"))
@@ -206,6 +207,29 @@ def test_an_image_is_decoded_once(cache, monkeypatch):
     other = replace(processing, resize=17)
     with pytest.raises(TypeError):  # another geometry has files of its own
         load_pixels(rows, other, Augmentation())
+
+
+def test_a_large_file_is_identified_once_and_a_broken_one_every_time(
+    cache, monkeypatch
+):
+    pixels = noise(90, 80)
+    data = saved(pixels)
+    assert len(data) > images.KNOWN_FROM
+    wanted = (digest(pixels), (90, 80))
+    assert identify(image_of(data)) == wanted
+    broken = image_of(data[: images.KNOWN_FROM + 5])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="cut off"):
+            identify(broken)
+    (kept,) = (p for p in cache.rglob("*") if p.is_file())
+    monkeypatch.setattr(images, "decode", None)  # would be called and fail
+    assert identify(image_of(data)) == wanted
+    kept.write_text("half")
+    with pytest.raises(TypeError):
+        identify(image_of(data))
+    small = saved(noise())
+    with pytest.raises(TypeError):  # faster decoded than looked up
+        identify(image_of(small))
 
 
 def test_an_image_that_changed_since_it_was_checked_is_refused(cache, tmp_path):
@@ -237,9 +261,9 @@ def test_images_of_no_one_size_are_refused():
 
 def some(augmentation, count=6, side=8):
     draw = np.random.default_rng(1)
-    images = [draw.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
+    drawn = [draw.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
     processing = processing_of(PROCESSORS["plain"])
-    return Pixels(images, True, processing, augmentation)
+    return Pixels(drawn, True, processing, augmentation)
 
 
 EACH = [

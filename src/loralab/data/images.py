@@ -17,6 +17,10 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from loralab.data.packages import cache_dir
+from loralab.runs.files import TEMPORARY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "GIF", "TIFF")
 """Pillow's names of the formats that are read."""
+
+DECODING_VERSION = 1
+"""Raised whenever the same file would give other pixels."""
+
+KNOWN_FROM = 16_384
+"""Bytes of a file from which on it is faster to hash than to decode."""
 
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".webp", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff",
@@ -83,16 +93,63 @@ def read(image: Mapping[str, Any]) -> NDArray[np.uint8]:
     Raises:
         ValueError: no such file, or the image cannot be read.
     """
-    data, path = image.get("bytes"), image.get("path")
-    if data is None:
-        try:
-            data = Path(str(path)).expanduser().read_bytes()
-        except OSError as error:
-            raise ValueError(f"image {path}: {error.strerror}") from None
+    return _decoded(_content(image), image.get("path"))
+
+
+def identify(image: Mapping[str, Any]) -> tuple[str, tuple[int, int]]:
+    """Return what an image is: the hash of its pixels, and its height and width.
+
+    It takes decoding. Of a file that is not small the answer is kept in the cache,
+    under the hash of its bytes: a folder of photographs is decoded once, not every time
+    its rows are read.
+
+    Raises:
+        ValueError: no such file, or the image cannot be read.
+    """
+    data = _content(image)
+    if len(data) < KNOWN_FROM:
+        return _identity(_decoded(data, image.get("path")))
+    name = hashlib.sha256(data).hexdigest()
+    file = cache_dir() / "images" / f"known-{DECODING_VERSION}" / name[:2] / name[2:]
+    try:
+        pixels, height, width = file.read_text(encoding="ascii").split()
+        return pixels, (int(height), int(width))
+    except (OSError, ValueError):  # not there, or not whole
+        pixels, (height_, width_) = _identity(_decoded(data, image.get("path")))
+    put(file, f"{pixels} {height_} {width_}".encode())
+    return pixels, (height_, width_)
+
+
+def put(file: Path, content: bytes) -> None:
+    """Write a small file of the cache, atomically.
+
+    It is not synced: there are thousands, and one that is not whole is made again.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{TEMPORARY}{uuid4().hex}")
+    temporary.write_bytes(content)
+    temporary.replace(file)
+
+
+def _content(image: Mapping[str, Any]) -> bytes:
+    if image.get("bytes") is not None:
+        return bytes(image["bytes"])
+    try:
+        return Path(str(image["path"])).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"image {image['path']}: {error.strerror}") from None
+
+
+def _decoded(data: bytes, path: str | None) -> NDArray[np.uint8]:
     try:
         return decode(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}" if path else str(error)) from None
+
+
+def _identity(pixels: NDArray[np.uint8]) -> tuple[str, tuple[int, int]]:
+    height, width = pixels.shape[:2]
+    return digest(pixels), (height, width)
 
 
 def digest(pixels: NDArray[np.uint8]) -> str:

@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-from loralab.data.images import digest, read
+from loralab.data.images import digest, put, read
 from loralab.data.packages import cache_dir
 from loralab.errors import DataError, ModelError
-from loralab.runs.files import TEMPORARY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -328,7 +326,6 @@ def load_pixels(
     geometry = repr((processing.resize, processing.crop, processing.resample))
     name = hashlib.sha256(geometry.encode()).hexdigest()[:16]
     folder = cache_dir() / "images" / name
-    folder.mkdir(parents=True, exist_ok=True)
     files = [_kept(row, processing, folder) for row in rows]
     return Pixels(Kept(files, processing.size), True, processing, augmentation)
 
@@ -353,12 +350,9 @@ def _kept(row: Mapping[str, Any], processing: Processing, folder: Path) -> Path:
     """Return the file of a row's image at the model's size, made at first."""
     height, width = processing.size
     file = folder / f"{row['pixels']}.rgb"
-    # no fsync: thousands of files, each made again if it is not whole
     if not (file.is_file() and file.stat().st_size == height * width * 3):
         pixels_HWC = processing.fit(_read(row))
         if pixels_HWC.shape[2] == 1:
             pixels_HWC = pixels_HWC.repeat(3, axis=2)
-        temporary = file.with_name(f"{TEMPORARY}{uuid4().hex}")
-        temporary.write_bytes(pixels_HWC.tobytes())
-        temporary.replace(file)
+        put(file, pixels_HWC.tobytes())
     return file

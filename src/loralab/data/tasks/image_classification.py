@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from loralab.data.examples import Examples
-from loralab.data.images import digest, image_of, read
+from loralab.data.images import identify, image_of
 from loralab.data.pixels import Augmentation, load_pixels, processing_of
 from loralab.data.tasks._classes import Classification, label_of
 from loralab.data.tasks._columns import column_of
@@ -63,13 +63,8 @@ class ImageClassification(Classification):
         """Return ``image``, its ``pixels`` (their hash), ``size`` and ``label``."""
         image = image_of(column_of(columns, "image"))
         label = label_of(column_of(columns, "label"))
-        decoded = read(image)
-        return {
-            "image": image,
-            "pixels": digest(decoded),
-            "size": list(decoded.shape[:2]),
-            "label": label,
-        }
+        pixels, size = identify(image)
+        return {"image": image, "pixels": pixels, "size": list(size), "label": label}
 
     def input_of(self, row: Mapping[str, Any]) -> str:
         """Return the hash of the pixels."""
