@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors import safe_open
 
@@ -15,12 +17,16 @@ from loralab.adapters.attach import attach, check_adapted
 from loralab.adapters.site import Site
 from loralab.config import ModelConfig, PEFTConfig
 from loralab.errors import AdapterError, DataError, ModelError
+from loralab.models.architecture import facts_of
+from loralab.models.base import LoadedModel
 from loralab.models.empty import empty_base
+from loralab.models.forward import supervised_logits
+from loralab.models.numerics import Numerics
 from loralab.publishing.card import model_card
 from loralab.runs import Run
 from loralab.training.prepare import prepare
 from tests.cli import loralab
-from tests.vision import KINDS, SIDE, WIDTH, experiment, pictures, save
+from tests.vision import KINDS, PATCH, SIDE, WIDTH, experiment, pictures, save
 
 HEAD = "image-classification"
 LABELS = ["blue", "green", "red"]
@@ -217,3 +223,65 @@ def test_a_text_model_is_no_vision_model(folder):
         load_base(
             ModelConfig(path=str(folder / "vit")), "sequence-classification", LABELS
         )
+
+
+class Fused(transformers.PreTrainedModel):
+    """A ViT as timm writes it: query, key and value in one module."""
+
+    config_class = transformers.ViTConfig
+    base_model_prefix = "timm_model"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        width, nn = config.hidden_size, torch.nn
+        body, block = nn.Module(), nn.Module()
+        block.attn, block.mlp = nn.Module(), nn.Module()
+        block.attn.qkv = nn.Linear(width, 3 * width)
+        block.attn.proj = nn.Linear(width, width)
+        block.mlp.fc1, block.mlp.fc2 = nn.Linear(width, 64), nn.Linear(64, width)
+        body.patch_embed = nn.Module()
+        body.patch_embed.proj = nn.Conv2d(3, width, PATCH, PATCH)
+        body.blocks = nn.ModuleList([block])
+        self.timm_model, self.classifier = body, nn.Linear(width, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        body = self.timm_model
+        block = body.blocks[0]
+        x = body.patch_embed.proj(pixel_values).flatten(2).transpose(1, 2)
+        q, k, v = block.attn.qkv(x).chunk(3, -1)
+        x = x + block.attn.proj((q @ k.mT).softmax(-1) @ v)
+        x = x + block.mlp.fc2(block.mlp.fc1(x).relu())
+        return SimpleNamespace(logits=self.classifier(x.mean(1)))
+
+
+def test_a_fused_projection_counts_as_one_module_of_three():
+    config = transformers.ViTConfig(hidden_size=WIDTH, num_labels=3)
+    config.model_type = "timm_wrapper"
+    model = Fused(config)
+    facts = facts_of(model, ("classifier",))
+    assert facts.fused == {"qkv": 3}
+    assert [name.removeprefix("timm_model.blocks.0.") for name in facts.linear] == [
+        "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2",
+    ]  # fmt: skip
+    numerics = Numerics("cpu", "fp32", "test")
+    base = LoadedModel(
+        model, None, HEAD, facts, numerics, ("classifier",), ".", None, "0" * 64
+    )
+    with pytest.raises(AdapterError, match="cannot adapt query and value alone"):
+        attach(base, PEFTConfig(params={"target_modules": "qv"}))
+    params = {"target_modules": "attention", "rank": 4}
+    made = attach(base, PEFTConfig(params=params))
+    # one A for query, key and value: 4·(d + 3d), where three modules take 3·4·(d + d)
+    head = 3 * (WIDTH + 1)
+    assert made.trainable == 4 * 4 * WIDTH + 4 * 2 * WIDTH + head
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, SIDE, SIDE, generator=draw)
+    batch = {
+        "pixel_values": pixels, "labels": torch.arange(2), "example": torch.arange(2),
+    }  # fmt: skip
+    logits, labels, _ = supervised_logits(made.model, batch, base)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    moved = [n for n, p in made.model.named_parameters() if p.grad is not None]
+    assert len(moved) == 2 * 2 + 2

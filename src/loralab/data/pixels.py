@@ -78,9 +78,9 @@ class Processing:
         """Return what the model is given, [B, 3, H, W] fp32."""
         import torch
 
-        found = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).float()
-        mean, std = (torch.tensor(x)[:, None, None] for x in (self.mean, self.std))
-        return (found * self.scale - mean) / std
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        found = torch.from_numpy(pixels_BHWC).float()  # the channels stay last
+        return found.mul_(self.scale / std).sub_(mean / std).permute(0, 3, 1, 2)
 
 
 def processing_of(processor: Any, size: int | None = None) -> Processing:

@@ -62,7 +62,8 @@ def load_image_processor(source: Source, path: str) -> Any:
             why=str(error).split("\n")[0],
             fix="choose a vision model, with a preprocessor_config.json",
         ) from None
-    if type(found)._preprocess is not PilBackend._preprocess or found.do_pad:
+    own = getattr(type(found), "_preprocess", None)
+    if own is not PilBackend._preprocess or found.do_pad:
         raise ModelError(
             f"{type(found).__name__} does more than resize, crop and normalise",
             where=path,
