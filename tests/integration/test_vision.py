@@ -14,8 +14,10 @@ from safetensors import safe_open
 
 from loralab import InferencePipeline, load_base, train
 from loralab.adapters.attach import attach, check_adapted
+from loralab.adapters.layers import keep_inputs, lora_layers
 from loralab.adapters.site import Site
 from loralab.config import ModelConfig, PEFTConfig
+from loralab.data.batching import collate
 from loralab.errors import AdapterError, DataError, ModelError
 from loralab.models.architecture import facts_of
 from loralab.models.base import LoadedModel
@@ -181,6 +183,25 @@ def test_a_resumed_training_ends_as_if_it_had_not_stopped(folder):
     assert resumed.read()["resumes"]
     name = "adapter_model.safetensors"
     assert (resumed.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_under_autocast_inputs_are_not_cast_there_and_back(method, folder):
+    given = (f"peft={method}", "model.dtype=bf16")
+    prepared = prepare(experiment(folder / "dinov2", folder / "images", *given))
+    model, base = prepared.attached.model, prepared.base
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # or B is zero
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1, generator=draw)
+    batch = collate(prepared.examples["train"], [[0], [1]], 0)
+    before, *_ = supervised_logits(model.eval(), batch, base)
+    keep_inputs(model, base.numerics)
+    after, *_ = supervised_logits(model, batch, base)
+    assert torch.equal(before, after)
+    kept = {not one.cast_input_dtype_enabled for one in lora_layers(model).values()}
+    assert kept == {method == "lora"}
 
 
 def test_training_sees_augmented_images_and_evaluation_does_not(folder):

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loralab.adapters.layers import keep_inputs
 from loralab.config import TrainingConfig
 from loralab.data.batching import collate, length_groups, overhead_of, unit_lengths
 from loralab.data.examples import Examples
@@ -177,6 +178,7 @@ def rehearse(
         weights = _bytes([*model.parameters(), *model.buffers()]) - _bytes(trained)
         optimizer = _optimizer(trained, config)
         model.train()
+        keep_inputs(model, base.numerics)
         ledger.peak_since()
         for _ in range(2):
             for batch in training * min(2, config.gradient_accumulation_steps):

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from loralab.adapters.layers import keep_inputs
 from loralab.data.batching import (
     EpochBatches,
     collate,
@@ -91,6 +92,15 @@ class Validation:
         return found
 
 
+def _sampler(lengths: Sequence[int], args: TrainingArguments) -> EpochBatches:
+    """Return the order of units, which seed and epoch alone decide."""
+    batch, accumulation = (
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+    )
+    return EpochBatches(lengths, batch, accumulation, args.seed)
+
+
 class PEFTTrainer(Trainer):
     """Trains a PEFT model on `Examples`.
 
@@ -116,6 +126,7 @@ class PEFTTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         eval_batch_size: int = 32,
     ) -> None:
+        keep_inputs(model, base.numerics)
         self.base = base
         self._train = train
         self._validation = validation
@@ -124,12 +135,7 @@ class PEFTTrainer(Trainer):
         self._overhead = overhead_of(base.numerics.device)
         self.counts = {"tokens": 0, "positions": 0, "labels": 0}
         self.rate_ratio = 1.0
-        self._sampler = EpochBatches(
-            unit_lengths(train, self._units),
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            args.seed,
-        )
+        self._sampler = _sampler(unit_lengths(train, self._units), args)
         self.flops: tuple[int, int] | None = None
         self.parts: dict[str, Part] = {
             "counts": (lambda: dict(self.counts), self.counts.update)
