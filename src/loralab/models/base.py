@@ -245,7 +245,8 @@ def _load_model(
         new = _add_probe(model, missing, len(labels), config.path)
     else:
         new = _new_modules(missing, head, config.path)
-        _only_head_is_new(model, new, config.path)
+        if inside := _in_body(model, new):
+            raise _random_body(inside, config.path)
     if head == IMAGE_HEAD:
         drop_unread(model)
     for name in new:
@@ -279,6 +280,13 @@ def _read(
             f"cannot be loaded for {head}", where=path, why=first
         ) from None
     other = [name for name, *_ in info["mismatched_keys"]]
+    if odd := _in_body(model, [name.rpartition(".")[0] for name in other]):
+        raise ModelError(
+            f"cannot be loaded for {head}",
+            where=path,
+            why=f"weights have other shapes than config.json says: {odd[0]}",
+            fix="the files do not belong together",
+        )
     return model, [*info["missing_keys"], *other]
 
 
@@ -306,15 +314,13 @@ def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...
     return tuple(sorted({key.rpartition(".")[0] for key in missing}))
 
 
-def _only_head_is_new(model: Any, new: Sequence[str], path: str) -> None:
-    body = f"{model.base_model_prefix}."
+def _in_body(model: Any, names: Sequence[str]) -> list[str]:
+    """Return which of some modules are no part of the head."""
     if model.base_model is model:  # no module for the body: the head stands at the top
-        inside = [n for n in new if "." in n]
-    else:
-        # a pooler may be new: many encoders ship without one; it trains with the head
-        inside = [n for n in new if n.startswith(body) and "pooler" not in n]
-    if inside:
-        raise _random_body(inside, path)
+        return [name for name in names if "." in name]
+    # a pooler may be new: many encoders ship without one; it trains with the head
+    body = f"{model.base_model_prefix}."
+    return [n for n in names if n.startswith(body) and "pooler" not in n]
 
 
 def _random_body(names: Sequence[str], path: str) -> ModelError:
