@@ -63,6 +63,7 @@ class Size(Strict):
 
     Attributes:
         group: Of `adapters.yaml`.
+        tasks: Of how many of the group, its first ones; by default all.
         rows: Test rows of a task.
         tuning_rows: Validation rows of a task.
         orders: Of the continual methods, if there are more than four tasks.
@@ -73,6 +74,7 @@ class Size(Strict):
     """
 
     group: str
+    tasks: int | None = None
     rows: int
     tuning_rows: int
     orders: int

@@ -116,7 +116,7 @@ def open_session(
     study = (study or read_study()).of_size(size)
     asked = study.sizes[size]
     check_methods(study, None)
-    runs = [one.run(runs_dir) for one in adapters(asked.group)]
+    runs = [one.run(runs_dir) for one in adapters(asked.group)[: asked.tasks]]
     check_runs(runs)
     test = MultiTaskEvaluator(runs, asked.rows, "test", ROW_SEED)
     validation = MultiTaskEvaluator(runs, asked.tuning_rows, "validation", ROW_SEED)

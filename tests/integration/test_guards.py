@@ -37,7 +37,7 @@ TURNS = [
 
 @pytest.fixture
 def processor():
-    return load_processor(compose("chatterbot").model)
+    return load_processor(compose("chatterbot").model, "causal-lm")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from loralab import compose
 from loralab.models.base import load_base
 from loralab.models.embedded import embedded_folder
 from loralab.models.empty import empty_base
-from loralab.models.shape import weight_files, weight_names
+from loralab.models.shape import weight_files, weight_shapes
 from loralab.training.plan import plan
 from tests.cli import loralab
 from tests.conftest import CLASSIFY, GENERATE
@@ -175,6 +175,6 @@ def test_a_training_that_runs_out_of_memory_says_what_would_fit(tmp_path):
 
 
 def test_the_names_of_tensors_are_read_from_the_headers():
-    names = weight_names(embedded_folder("minilm"))
+    names = weight_shapes(embedded_folder("minilm"))
     assert "embeddings.word_embeddings.weight" in names
     assert "__metadata__" not in names

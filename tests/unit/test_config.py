@@ -10,6 +10,7 @@ from loralab.config.compose import PRESETS, presets
 from loralab.errors import ConfigError, ConfigErrors
 
 NEEDS_A_FILE = {
+    "image-classification",
     "text-classification",
     "instruction-tuning",
     "question-answering",
@@ -47,7 +48,8 @@ WRITES = {"final-answer"}  # presets for tasks whose answers are texts
 @pytest.mark.parametrize("group", ["model", "data", "peft", "training", "evaluation"])
 def test_every_group_option_can_be_chosen(group):
     for option in presets(group):
-        given = [f"{group}={option}", *([FILE] if option == "file" else [])]
+        chosen = f"{group}={option}"
+        given = [chosen, *([FILE] if chosen in ("data=file", "data=images") else [])]
         experiment = "chatterbot" if option in WRITES else "sms-spam"
         assert isinstance(compose(experiment, given), ExperimentConfig)
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 from studies.continual_merging import train as study
+from studies.continual_merging.plan import read_study
 
 from loralab.data.embedded import EMBEDDED_SETS
 
 GROUPS = ("minilm", "smollm2", "smoke")
+LARGER = ("bert-glue", "llama-2-7b", "mistral-7b", "clip-vit-b32", "clip-vit-l14")
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -28,7 +30,7 @@ def test_every_adapter_is_a_configuration_of_its_own(group):
         assert EMBEDDED_SETS[one.experiment].task == "text-classification"
 
 
-@pytest.mark.parametrize("group", ["bert-glue", "llama-2-7b", "mistral-7b"])
+@pytest.mark.parametrize("group", LARGER)
 def test_every_adapter_of_a_larger_suite_can_be_meant(group):
     configs = [one.compose() for one in study.adapters(group)]
     assert len({config.run_id for config in configs}) == len(configs)
@@ -77,3 +79,8 @@ def test_adapters_of_several_bases_are_refused(trained):
         study.check_bases([replace(chosen[0], group="other"), chosen[1]], runs)
     finally:
         runs[0].update(base=base)
+
+
+def test_every_size_is_of_so_many_adapters():
+    for size in read_study().sizes.values():
+        assert len(study.adapters(size.group)) >= max(2, size.tasks or 0)

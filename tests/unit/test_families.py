@@ -138,7 +138,8 @@ def logits(kind, model):
 
 def test_the_tables_speak_of_every_kind_and_every_family():
     assert KINDS.keys() == FACTS.keys() == COUNTS.keys()
-    elsewhere = {"gemma", "vit", "deit"}  # as llama; images have no tiny tokenizer
+    vision = {"vit", "deit", "dinov2", "dinov2_with_registers", "clip_vision_model"}
+    elsewhere = {"gemma", "timm_wrapper", *vision}  # as llama; test_vision
     assert {kind[0] for kind in KINDS.values()} | elsewhere == FAMILIES.keys()
 
 

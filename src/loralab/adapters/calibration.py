@@ -92,7 +92,7 @@ def calibration_batches(
 
     def again() -> Iterator[Any]:
         for batch in batches:
-            made = collate(examples, batch, base.processor.pad_token_id)
+            made = collate(examples, batch, base.pad_id)
             yield {name: t.to(base.numerics.device) for name, t in made.items()}
 
     return again

@@ -27,7 +27,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 def template_hash(processor: Any) -> str | None:
     """Return the sha256 of a tokenizer's chat template, or None."""
-    template = processor.chat_template
+    template = getattr(processor, "chat_template", None)  # images have none
     return hashlib.sha256(template.encode()).hexdigest() if template else None
 
 

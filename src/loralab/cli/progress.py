@@ -321,12 +321,16 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     cost = f"{plan['steps']:,} steps, {plan['tokens']:,} tokens"
     if plan["packs"]:
         cost += f", {plan['examples']:,} examples in {plan['packs']:,} packs"
+    if each := plan.get("image_tokens"):
+        cost += f": {plan['tokens'] // each:,} images of {each} tokens"
+    else:
+        cost += f"; {100 * plan['padded_share']:.1f} % of positions are padding, "
+        cost += f"{100 * plan['supervised_share']:.1f} % of tokens have a label"
     return [
         f"rows     {rows}" + (f" ({'; '.join(dropped)})" if dropped else ""),
         f"compute  {plan['dtype']} on {plan['device']}: {plan['dtype_reason']}",
         *([f"storage  {plan['storage']}"] if plan.get("storage") else []),
         *(f"adapter  {line}" for line in adapter),
         *([f"targets  {targets}"] if targets else []),
-        f"cost     {cost}; {100 * plan['padded_share']:.1f} % of positions are "
-        f"padding, {100 * plan['supervised_share']:.1f} % of tokens have a label",
+        f"cost     {cost}",
     ]

@@ -132,6 +132,8 @@ def evaluation_parts(result: Mapping[str, Any]) -> list[Any]:
         parts.append(f"always the most frequent class: accuracy {share}")
     if 0 < len(result.get("per_class", ())) <= 30:
         parts.append(per_class_table(result))
+    if mistaken := most_mistaken(result):
+        parts.append(mistaken)
     return parts
 
 
@@ -149,6 +151,14 @@ def groups_table(result: Mapping[str, Any]) -> Table:
         cells = [f"{v:.3f}" for name in metrics for v in values[name].values()]
         table.add_row(group, f"{values['rows']:,}", *cells)
     return table
+
+
+def most_mistaken(result: Mapping[str, Any], count: int = 3) -> str:
+    """Return the classes that are most often taken for another, in words."""
+    cells = [cell for cell in result.get("confusion", ()) if cell[0] != cell[1]]
+    most = sorted(cells, key=lambda cell: -cell[2])[:count]
+    shown = ", ".join(f"{true} for {said} ({rows:,})" for true, said, rows in most)
+    return f"most often mistaken: {shown}" if shown else ""
 
 
 def per_class_table(result: Mapping[str, Any]) -> Table:

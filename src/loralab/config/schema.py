@@ -146,7 +146,9 @@ class ModelConfig(Strict):
         None, description="`auto` spreads a large model over several GPUs and memory"
     )
     attn_implementation: Literal["best", "sdpa", "eager"] = Field(
-        "best", description="`best` is sdpa where the class has it, else eager"
+        "best",
+        description="`best` is sdpa where the class has it, else eager; of images on a "
+        "CPU eager, which is faster there",
     )
     storage: StorageConfig | None = Field(
         None,

@@ -17,7 +17,7 @@ decoder writes, N labels of the batch.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ from loralab.data.examples import IGNORE, Examples
 
 if TYPE_CHECKING:
     import torch
+
+    from loralab.data.pixels import Draw
 
 MULTIPLE = 8
 """Widths are rounded up to it: fewer shapes, so fewer kernels to build and cache."""
@@ -225,13 +227,35 @@ def _supervised(labels: torch.Tensor, owner: torch.Tensor) -> dict[str, torch.Te
     }
 
 
+def positions(examples: Examples, made: Mapping[str, torch.Tensor]) -> int:
+    """Return what a batch costs: its tokens with the padding, or those of its images.
+
+    Args:
+        examples: What the batch was made of.
+        made: What `collate` returned.
+    """
+    if examples.pixels is not None:
+        return len(made["pixel_values"]) * examples.pixels.tokens
+    return made["input_ids"].numel()
+
+
 def collate(
-    examples: Examples, batch: Sequence[Sequence[int]], pad_id: int
+    examples: Examples,
+    batch: Sequence[Sequence[int]],
+    pad_id: int,
+    draw: Draw | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a batch of units, padded at the right.
 
+    Args:
+        examples: What the units are of.
+        batch: The units' examples.
+        pad_id: The token that padding is written with; of no meaning for images.
+        draw: Seed and epoch that images are augmented by; None: they are not.
+
     Returns:
-        ``input_ids`` [B, T] int64; what is supervised: ``labels`` [N] int64,
+        ``input_ids`` [B, T] int64, or of images ``pixel_values`` [B, 3, H, W] fp32, of
+        which no mask is told; what is supervised: ``labels`` [N] int64,
         ``example`` [N] (the example each belongs to) and, where tokens are supervised,
         ``places`` [N] (where in the flattened [B, T], or [B, S] of the decoder; under
         ``next-token`` the label is the id of the token after it); under ``span`` N is
@@ -245,6 +269,10 @@ def collate(
     if examples.supervision == "next-token":
         return _collate_packs(examples, batch, pad_id)
     chosen = [unit[0] for unit in batch]
+    if examples.pixels is not None:
+        images = {"pixel_values": examples.pixels.batch(chosen, draw)}
+        labels = torch.tensor([examples.labels[i] for i in chosen])
+        return {**images, "labels": labels, "example": torch.tensor(chosen)}
     ids = [examples.input_ids[i] for i in chosen]
     ids_BT = _padded(ids, pad_id)
     lengths_B = torch.tensor([len(x) for x in ids])

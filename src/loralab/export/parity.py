@@ -129,7 +129,7 @@ def _gaps(
     sums = np.zeros((3, len(examples)))  # KL, agreements, labels
     for done, batch in enumerate(order, 1):
         chosen = [groups[i] for i in batch]
-        made = collate(examples, chosen, predecessor.base.processor.pad_token_id)
+        made = collate(examples, chosen, predecessor.base.pad_id)
         with torch.inference_mode():
             p_NC, q_NC = (
                 _log_probabilities(model, made) for model in (predecessor, artefact)

@@ -99,7 +99,7 @@ def load_artefact(folder: Path, config: ModelConfig) -> Loaded:
     shapes = empty_base(
         _as_stored(config, note), note["head"], note["task_state"].get("labels", ())
     )
-    processor = load_processor(folder)
+    processor = load_processor(folder, note["head"])
     task.prepare(processor)
     check_template(note, processor, folder)
     numerics = shapes.numerics

@@ -21,6 +21,7 @@ from loralab.lowrank.settings import NOTE
 from loralab.merging.export.heads import Head, head_of
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything
+from loralab.models.processors import IMAGE_HEAD
 from loralab.models.quiet import quiet_libraries
 from loralab.runs import Run
 
@@ -136,27 +137,35 @@ def _on_base(
     # a merged adapter of tasks with tokenizers cut to different lengths has none, and
     # the base's own differs from what was trained with in its template at most
     if not head or (folder / "tokenizer.json").is_file():
-        base.processor = load_processor(folder)
+        base.processor = load_processor(folder, task.head)
     task.prepare(base.processor)
     check_template(note, base.processor, folder)
     model = restore(base, peft, folder, head)
     return LoadedAdapter(model.eval(), base, task, peft, folder)
 
 
-def load_processor(folder: Path) -> Any:
-    """Return the tokenizer that was stored with a model.
+def load_processor(folder: Path, head: str) -> Any:
+    """Return the tokenizer, or the image processor, that was stored with a model.
+
+    Args:
+        folder: An adapter's, or a stored model's.
+        head: What it was trained for.
 
     Raises:
         AdapterError: it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
+    auto: Any = transformers.AutoTokenizer
+    options = {}
+    if head == IMAGE_HEAD:
+        auto, options = transformers.AutoImageProcessor, {"backend": "pil"}
     try:
         with quiet_libraries():
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            return auto.from_pretrained(str(folder), trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise AdapterError(
-            "the tokenizer cannot be loaded",
+            "the tokenizer or image processor cannot be loaded",
             where=str(folder),
             why=str(error).split("\n")[0],
         ) from None

@@ -208,7 +208,7 @@ class InferencePipeline:
             examples = self.task(rows[start : start + CHUNK], base.processor)
             for batch in evaluation_order(examples.lengths, self._batch_size):
                 units = [[i] for i in batch]
-                made = collate(examples, units, base.processor.pad_token_id)
+                made = collate(examples, units, base.pad_id)
                 moved = {k: t.to(base.numerics.device) for k, t in made.items()}
                 with torch.inference_mode():
                     h_BD = pooled(self._adapter.model, moved, base.numerics)

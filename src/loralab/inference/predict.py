@@ -106,7 +106,7 @@ def _forward(
     model: Any, base: LoadedModel, examples: Examples, batch: Sequence[Sequence[int]]
 ) -> tuple[Any, Any, NDArray[np.int64]]:
     """Return logits, labels, and the example that each belongs to."""
-    made = collate(examples, batch, base.processor.pad_token_id)
+    made = collate(examples, batch, base.pad_id)
     moved = {name: t.to(base.numerics.device) for name, t in made.items()}
     logits, truth, owner = supervised_logits(model, moved, base)
     return logits, truth, owner.cpu().numpy()

@@ -93,6 +93,7 @@ _T5 = Family(("q", "k", "v", "o"), (r"wi(?:_[01])?", "wo"), ("q", "v"))
 _VIT = Family(
     ("q_proj", "k_proj", "v_proj", "o_proj"), ("fc1", "fc2"), ("q_proj", "v_proj")
 )
+_TIMM = Family(("qkv", r"attn\.proj"), ("fc1", "fc2"), fused={"qkv": 3})
 
 ENCODERS = (
     *("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert"),
@@ -127,6 +128,10 @@ FAMILIES = {
     "t5": _T5,
     "vit": _VIT,
     "deit": _VIT,
+    "dinov2": _VIT,
+    "dinov2_with_registers": _VIT,
+    "clip_vision_model": _BART,
+    "timm_wrapper": _TIMM,
 }
 """transformers' ``model_type`` -> patterns."""
 
@@ -181,7 +186,8 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
         and module is not output
         and not _within(name, new_modules)
     }
-    config = model.config.get_text_config()
+    sees = model.main_input_name == "pixel_values"
+    config = _own_config(model, sees)
     family = FAMILIES.get(config.model_type)
     last = {name.rpartition(".")[2] for name in modules}
     transposed = [n for n, module in modules.items() if isinstance(module, Conv1D)]
@@ -190,7 +196,7 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.num_hidden_layers + _decoder_layers(config),
         hidden=config.hidden_size,
-        vocabulary=getattr(config, "vocab_size", 0),
+        vocabulary=0 if sees else config.vocab_size,
         linear=tuple(modules),
         fused={n: k for n, k in family.fused.items() if n in last} if family else {},
         tied=output is not None
@@ -198,6 +204,13 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
         conv1d=tuple(sorted({name.rpartition(".")[2] for name in transposed})),
         encoder_decoder=config.is_encoder_decoder,
     )
+
+
+def _own_config(model: Any, sees: bool) -> Any:
+    """Return the configuration of the part that is adapted: CLIP has two."""
+    if sees:
+        return getattr(model.config, "vision_config", model.config)
+    return model.config.get_text_config()
 
 
 def kind_of(facts: Facts) -> str:

@@ -19,10 +19,12 @@ from loralab.models.architecture import Facts, facts_of
 from loralab.models.embedded import check_folder, embedded_folder
 from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics, choose_numerics, use_tf32
+from loralab.models.processors import IMAGE_HEAD, Source, processor_of
 from loralab.models.quiet import quiet_libraries
 from loralab.models.shape import (
     COPIES,
     attention_of,
+    drop_unread,
     head_settings,
     put_probe,
     weight_files,
@@ -31,28 +33,13 @@ from loralab.models.stored import Storage, storage_of
 from loralab.runs.files import sha256_file
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a base model is: a folder here, or a commit on the hub.
-
-    Attributes:
-        load_from: What `from_pretrained` takes.
-        revision: The hub's commit, or None for a folder.
-        folder: The local folder.
-    """
-
-    load_from: str
-    revision: str | None
-    folder: Path
-
-
 @dataclass
 class LoadedModel:
     """A base model, ready for an adapter.
 
     Attributes:
         model: The transformers model, on its device.
-        processor: Its tokenizer.
+        processor: Its tokenizer, or its image processor.
         head: What it was loaded for: a key of `loralab.models.forward.HEADS`.
         facts: Architecture, sizes, linear modules.
         numerics: Device and dtype, with the reason.
@@ -83,6 +70,11 @@ class LoadedModel:
             "storage": self.storage and self.storage.model_dump(mode="json"),
             **{k: v for k, v in asdict(self.facts).items() if k != "linear"},
         }
+
+    @property
+    def pad_id(self) -> int:
+        """The token that padding is written with; 0 of images, which have none."""
+        return int(getattr(self.processor, "pad_token_id", 0))
 
 
 def resolve_source(config: ModelConfig, weights: bool = True) -> Source:
@@ -204,7 +196,7 @@ def load_base(
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config)
     _check_folder(source.folder, config.path)
-    processor = load_tokenizer(source, config.path)
+    processor = processor_of(source, config.path, head)
     load_from = source.load_from
     storage = storage_of(config, source.folder, load_from, numerics, head, labels)
     model, new = _load_model(config, source, numerics, head, labels, storage)
@@ -212,7 +204,7 @@ def load_base(
     if head == "sequence-classification":
         # a decoder is read at the last token that is no padding
         model.config.pad_token_id = processor.pad_token_id
-    if len(processor) > facts.vocabulary:
+    if facts.vocabulary and len(processor) > facts.vocabulary:
         raise ModelError(
             f"the tokenizer has {len(processor):,} tokens, the model embeds "
             f"{facts.vocabulary:,}",
@@ -233,51 +225,9 @@ def load_base(
     )
 
 
-def load_processor(config: ModelConfig) -> Any:
-    """Return a base model's tokenizer, without its weights."""
-    return load_tokenizer(resolve_source(config, weights=False), config.path)
-
-
-VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spm.model",
-    "vocab.txt",
-    "vocab.json",
-)
-
-
-def load_tokenizer(source: Source, path: str) -> Any:
-    """Return the fast tokenizer of a base model.
-
-    Raises:
-        ModelError: there is none, or only a slow one.
-    """
-    from transformers import AutoTokenizer
-
-    # without one of these transformers makes a tokenizer that knows no word
-    if not any((source.folder / name).is_file() for name in VOCABULARIES):
-        raise ModelError(
-            "no tokenizer", where=path, fix=f"add one of {', '.join(VOCABULARIES)}"
-        )
-    try:
-        with quiet_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.load_from, use_fast=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            "the tokenizer cannot be loaded", where=path, why=str(error).split("\n")[0]
-        ) from None
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked by place, never by id
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "the tokenizer has no fast version, which gives character offsets",
-            where=path,
-            fix="add a tokenizer.json",
-        )
-    return tokenizer
+def load_processor(config: ModelConfig, head: str) -> Any:
+    """Return a base model's tokenizer or image processor, without its weights."""
+    return processor_of(resolve_source(config, weights=False), config.path, head)
 
 
 def _load_model(
@@ -293,7 +243,7 @@ def _load_model(
         use_tf32()
     settings: dict[str, Any] = {
         "dtype": numerics.torch_dtype,
-        "attn_implementation": attention_of(config),
+        "attn_implementation": attention_of(config, head, numerics),
         "device_map": config.device_map,
         **head_settings(head, labels),
     }
@@ -305,7 +255,10 @@ def _load_model(
         new = _add_probe(model, missing, len(labels), config.path)
     else:
         new = _new_modules(missing, head, config.path)
-        _only_head_is_new(model, new, config.path)
+        if inside := _in_body(model, new):
+            raise _random_body(inside, config.path)
+    if head == IMAGE_HEAD:
+        drop_unread(model)
     for name in new:
         model.get_submodule(name).float()
     model.config.use_cache = False
@@ -327,6 +280,8 @@ def _read(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                # a head for other classes: it is made anew, as one that is missing
+                ignore_mismatched_sizes=HEADS[head].may_be_new,
                 **settings,
             )
     except Exception as error:  # corrupt files surface as many unrelated kinds
@@ -334,7 +289,15 @@ def _read(
         raise ModelError(
             f"cannot be loaded for {head}", where=path, why=first
         ) from None
-    return model, info["missing_keys"]
+    other = [name for name, *_ in info["mismatched_keys"]]
+    if odd := _in_body(model, [name.rpartition(".")[0] for name in other]):
+        raise ModelError(
+            f"cannot be loaded for {head}",
+            where=path,
+            why=f"weights have other shapes than config.json says: {odd[0]}",
+            fix="the files do not belong together",
+        )
+    return model, [*info["missing_keys"], *other]
 
 
 def _add_probe(
@@ -361,12 +324,13 @@ def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...
     return tuple(sorted({key.rpartition(".")[0] for key in missing}))
 
 
-def _only_head_is_new(model: Any, new: Sequence[str], path: str) -> None:
-    body = f"{model.base_model_prefix}."
+def _in_body(model: Any, names: Sequence[str]) -> list[str]:
+    """Return which of some modules are no part of the head."""
+    if model.base_model is model:  # no module for the body: the head stands at the top
+        return [name for name in names if "." in name]
     # a pooler may be new: many encoders ship without one; it trains with the head
-    inside = [n for n in new if n.startswith(body) and "pooler" not in n]
-    if inside:
-        raise _random_body(inside, path)
+    body = f"{model.base_model_prefix}."
+    return [n for n in names if n.startswith(body) and "pooler" not in n]
 
 
 def _random_body(names: Sequence[str], path: str) -> ModelError:

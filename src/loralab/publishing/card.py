@@ -27,6 +27,7 @@ LOADERS = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
+    "image-classification": "AutoModelForImageClassification",
 }
 """The class of transformers that an adapter of a task stands on."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -258,6 +259,8 @@ def _usage(content: Mapping[str, Any], note: Mapping[str, Any]) -> str:
     labels = (content.get("task_state") or {}).get("labels")
     if labels and "Classification" in loader:
         where += f", num_labels={len(labels)}"
+    if "Image" in loader:  # its files may hold a head for other classes
+        where += ", ignore_mismatched_sizes=True"
     lines += ["", f"base = {loader}.from_pretrained({where})"]
     lines += ['model = PeftModel.from_pretrained(base, "FOLDER OR REPOSITORY")']
     return "\n".join(["## Use", "", "```python", *lines, "```"])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ TABLES, NODE = 10_000, 2_000
 """Bytes of a graph without tensors: in all, and of a linear module with its like."""
 
 
+STRETCH = "interpolate_pos_encoding"
+"""transformers' option for images of another size than those of training."""
+
+
 class _Traced(nn.Module):
     """A model as a function of tensors in an order, to tensors in an order."""
 
@@ -50,19 +55,23 @@ class _Traced(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.inputs, self.outputs = model, inputs, outputs
+        # else ViT, DeiT and CLIP take images of their own size only
+        asks = any(STRETCH in signature(m.forward).parameters for m in model.modules())
+        self.options = {STRETCH: True} if asks else {}
 
     def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the named outputs."""
-        out = self.model(**dict(zip(self.inputs, given, strict=True)))
+        out = self.model(**dict(zip(self.inputs, given, strict=True)), **self.options)
         return tuple(out[name] for name in self.outputs)
 
 
 def _example(source: Source) -> dict[str, torch.Tensor]:
     """Return inputs to trace with: two rows, of which one is padded."""
     if source.head == "image-classification":
-        side = source.model.config.image_size
+        config = getattr(source.model.config, "vision_config", source.model.config)
+        side = config.image_size
         sides = (side, side) if isinstance(side, int) else tuple(side)
-        channels = getattr(source.model.config, "num_channels", 3)
+        channels = getattr(config, "num_channels", 3)
         return {"pixel_values": torch.zeros(2, channels, *sides)}
     ids_BT = torch.arange(14).reshape(2, 7) + 1
     mask_BT = torch.ones_like(ids_BT)

@@ -189,6 +189,8 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
     if config.max_steps > 0:
         steps = config.max_steps
     attached, numerics = prepared.attached, prepared.base.numerics
+    image = examples.pixels.tokens if examples.pixels is not None else None
+    padded = padded_share(of, batches, overhead_of(numerics.device))
     return {
         "steps": steps,
         "steps_per_epoch": per_epoch,
@@ -196,7 +198,8 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
         "examples": len(examples),
         "packs": len(of) if examples.capacity is not None else None,
         "supervised_share": examples.supervised / examples.tokens,
-        "padded_share": padded_share(of, batches, overhead_of(numerics.device)),
+        "padded_share": 0.0 if image else padded,
+        "image_tokens": image,
         "notes": examples.notes,
         "adapter": _adapter_lines(attached),
         "trainable": attached.trainable,

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loralab.adapters.layers import keep_inputs
 from loralab.config import TrainingConfig
-from loralab.data.batching import collate, length_groups, overhead_of
+from loralab.data.batching import collate, length_groups, overhead_of, unit_lengths
 from loralab.data.examples import Examples
 from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
@@ -177,6 +178,7 @@ def rehearse(
         weights = _bytes([*model.parameters(), *model.buffers()]) - _bytes(trained)
         optimizer = _optimizer(trained, config)
         model.train()
+        keep_inputs(model, base.numerics)
         ledger.peak_since()
         for _ in range(2):
             for batch in training * min(2, config.gradient_accumulation_steps):
@@ -227,7 +229,7 @@ def _loss(
     import torch
     from torch.nn.functional import cross_entropy
 
-    sizes = [sum(len(examples.input_ids[i]) for i in unit) for unit in batch]
+    sizes = unit_lengths(examples, batch)
     total = torch.zeros(())
     for group in length_groups(sizes, overhead_of(base.numerics.device)):
         made = _collated(examples, [batch[i] for i in group], base, fake)
@@ -242,7 +244,7 @@ def _collated(
     from torch.utils._mode_utils import no_dispatch
 
     with no_dispatch():
-        made = collate(examples, batch, base.processor.pad_token_id)
+        made = collate(examples, batch, base.pad_id)
     return _moved(made, fake)
 
 

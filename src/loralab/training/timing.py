@@ -156,7 +156,7 @@ def _run(
         total: torch.Tensor = torch.zeros((), device=device)
         for group in groups:
             chosen = [batch[i] for i in group]
-            made = collate(examples, chosen, base.processor.pad_token_id)
+            made = collate(examples, chosen, base.pad_id)
             moved = {name: tensor.to(device) for name, tensor in made.items()}
             logits, labels, _ = supervised_logits(model, moved, base)
             total = total + torch.nn.functional.cross_entropy(

@@ -21,11 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from loralab.adapters.layers import keep_inputs
 from loralab.data.batching import (
     EpochBatches,
     collate,
     length_groups,
     overhead_of,
+    positions,
     unit_lengths,
     units,
 )
@@ -90,6 +92,15 @@ class Validation:
         return found
 
 
+def _sampler(lengths: Sequence[int], args: TrainingArguments) -> EpochBatches:
+    """Return the order of units, which seed and epoch alone decide."""
+    batch, accumulation = (
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+    )
+    return EpochBatches(lengths, batch, accumulation, args.seed)
+
+
 class PEFTTrainer(Trainer):
     """Trains a PEFT model on `Examples`.
 
@@ -115,6 +126,7 @@ class PEFTTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         eval_batch_size: int = 32,
     ) -> None:
+        keep_inputs(model, base.numerics)
         self.base = base
         self._train = train
         self._validation = validation
@@ -123,6 +135,7 @@ class PEFTTrainer(Trainer):
         self._overhead = overhead_of(base.numerics.device)
         self.counts = {"tokens": 0, "positions": 0, "labels": 0}
         self.rate_ratio = 1.0
+        self._sampler = _sampler(unit_lengths(train, self._units), args)
         self.flops: tuple[int, int] | None = None
         self.parts: dict[str, Part] = {
             "counts": (lambda: dict(self.counts), self.counts.update)
@@ -142,26 +155,22 @@ class PEFTTrainer(Trainer):
 
     def _collate(self, batch: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Return a micro-batch as groups of like length, each padded apart."""
-        pad_id = self.base.processor.pad_token_id
+        draw = (self.args.seed, self._sampler.epoch)
         sizes = unit_lengths(self._train, batch)
         several = self.accelerator.num_processes > 1  # DDP wants one forward a step
         groups = length_groups(sizes, 2**40 if several else self._overhead)
         made = [
-            collate(self._train, [batch[i] for i in group], pad_id) for group in groups
+            collate(self._train, [batch[i] for i in group], self.base.pad_id, draw)
+            for group in groups
         ]
-        return {"groups": made, "tokens": sum(sizes)}
+        held = [positions(self._train, group) for group in made]
+        return {"groups": made, "tokens": sum(sizes), "positions": sum(held)}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return batches in an order that seed and epoch alone decide."""
-        sampler = EpochBatches(
-            unit_lengths(self._train, self._units),
-            self.args.per_device_train_batch_size,
-            self.args.gradient_accumulation_steps,
-            self.args.seed,
-        )
         loader: DataLoader[Any] = DataLoader(
             self._units,  # type: ignore[arg-type]
-            batch_sampler=sampler,
+            batch_sampler=self._sampler,
             collate_fn=self._collate,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
@@ -175,7 +184,7 @@ class PEFTTrainer(Trainer):
         groups = [group for batch in batches for group in batch["groups"]]
         labels = sum(len(group["labels"]) for group in groups)
         self.counts["tokens"] += sum(batch["tokens"] for batch in batches)
-        self.counts["positions"] += sum(g["input_ids"].numel() for g in groups)
+        self.counts["positions"] += sum(b["positions"] for b in batches)
         self.counts["labels"] += labels
         if self.accelerator.num_processes > 1:
             mine = torch.tensor(labels, device=device)
@@ -222,8 +231,7 @@ class PEFTTrainer(Trainer):
                 loss: torch.Tensor = super().training_step(
                     model, inputs, num_items_in_batch
                 )
-            positions = sum(g["input_ids"].numel() for g in inputs["groups"])
-            self.flops = counter.get_total_flops(), positions
+            self.flops = counter.get_total_flops(), inputs["positions"]
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.penalty is not None and self.accelerator.sync_gradients:

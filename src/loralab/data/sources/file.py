@@ -17,7 +17,7 @@ from loralab.registry import Params, register
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 """The extra of ours that brings a protocol's package."""
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
     "dev": "validation",
@@ -112,7 +112,7 @@ def _known(folder: Place, found: list[tuple[Place, bool]]) -> list[Place]:
 
 
 def _split_of(base: str) -> str | None:
-    for beginning, split in _SPLIT_NAMES.items():
+    for beginning, split in SPLIT_NAMES.items():
         if base.lower().startswith(beginning):
             return split
     return None
@@ -138,11 +138,11 @@ def _layout(folder: Place) -> list[tuple[Place, str | None]]:
     files = _known(folder, found)
     folders = [p for p, is_folder in found if is_folder]
     if folders:
-        other = [_base(p) for p in folders if _base(p) not in _SPLIT_NAMES]
+        other = [_base(p) for p in folders if _base(p) not in SPLIT_NAMES]
         if other or files:
             why = f"{other[0]}/ is no split" if other else "files beside split folders"
             raise _unclear(folder, why, found)
-        pairs = [(file, _SPLIT_NAMES[_base(p)]) for p in folders for file in _flat(p)]
+        pairs = [(file, SPLIT_NAMES[_base(p)]) for p in folders for file in _flat(p)]
     else:
         splits = [_split_of(_base(p)) for p in files]
         almost = [p for p in files if _base(p).lower().startswith(_ALMOST)]

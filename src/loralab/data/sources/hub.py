@@ -291,7 +291,13 @@ def rows_of(dataset: Any, name: str, split: str) -> Iterator[RawRow]:
         name: Of the rows' origin, ``org/name[config]:split``.
         split: Ours: ``train``, ``validation`` or ``test``.
     """
-    decode = decoder(dataset.features or {}) or (lambda row: row)
+    from datasets import Image
+
+    features = dataset.features or {}
+    for column in [k for k, v in features.items() if isinstance(v, Image)]:
+        # undecoded: {bytes, path}, so that a broken one is an error with its row
+        dataset = dataset.cast_column(column, Image(decode=False))
+    decode = decoder(features) or (lambda row: row)
     for index, row in enumerate(dataset):
         yield RawRow(decode(row), f"{name}:{index}", split)
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from loralab.data.examples import Answer, Examples
+from loralab.data.tasks._classes import softmax
 from loralab.data.tasks._columns import column_of, text_of
 from loralab.data.tasks._processor import require_padding
-from loralab.data.tasks.text_classification import softmax
 from loralab.errors import DataError, ModelError
 from loralab.registry import Params, register
 

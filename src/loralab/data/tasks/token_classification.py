@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 
 from loralab.data.entities import are_entity_tags, entities
 from loralab.data.examples import IGNORE, Answer, Examples
+from loralab.data.tasks._classes import softmax
 from loralab.data.tasks._columns import words_of
 from loralab.data.tasks._processor import require_padding
-from loralab.data.tasks.text_classification import softmax
 from loralab.errors import DataError
 from loralab.registry import Params, register
 
