@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
-from tests.methods import cells
+from tests.methods import base_of, batch_of, cells
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loralab import registry
@@ -18,6 +19,7 @@ from loralab.config import PEFTConfig
 from loralab.errors import AdapterError, ModelError
 from loralab.models.architecture import facts_of
 from loralab.models.base import LoadedModel
+from loralab.models.forward import supervised_logits
 from loralab.models.numerics import Numerics, seed_everything
 from loralab.models.packing import check_packing
 from loralab.quantization.linear import AffineLinear
@@ -94,6 +96,25 @@ def adapted(label, base):
 
 def logits(model):
     return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+
+
+@pytest.mark.parametrize("label", [x for x in CELLS if not ABLE[x].vision])
+def test_sixteen_bits(label, tmp_path):
+    method, params = CELLS[label]
+    base = base_of("vit", tmp_path)
+    base.model.bfloat16()
+    base = replace(base, numerics=Numerics("cpu", "bf16", "test"))
+    batch = batch_of(base)
+    attached = attach(
+        base, PEFTConfig(name=method, params=params), lambda: iter([batch])
+    )
+    with base.numerics.autocast():
+        logits, labels, _ = supervised_logits(attached.model, batch, base)
+    cross_entropy(logits, labels).backward()
+    trained = [p for p in attached.model.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 for p in trained)
+    assert all(p.grad.isfinite().all() for p in trained if p.grad is not None)
+    assert any(p.grad is not None for p in trained)
 
 
 @pytest.mark.parametrize("bits", CELL)

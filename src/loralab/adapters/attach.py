@@ -196,9 +196,13 @@ def account(
     Raises:
         AdapterError: PEFT adapted other modules, or a new head is frozen.
     """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        some = any(p.requires_grad for p in own)
+        whole = some and all(p.ndim == 1 for p in own)  # a norm computes in one dtype
+        for parameter in own:
+            if whole or parameter.requires_grad:
+                parameter.data = parameter.data.float()
     check_adapted(model, site)
     trained = [p for p in model.parameters() if p.requires_grad]
     return Attached(
