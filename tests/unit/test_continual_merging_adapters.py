@@ -10,7 +10,7 @@ from studies.continual_merging.plan import read_study
 
 from loralab.data.embedded import EMBEDDED_SETS
 
-GROUPS = ("minilm", "smollm2", "smoke")
+GROUPS = ("minilm", "smollm2", "vit-s14", "smoke")
 LARGER = ("bert-glue", "llama-2-7b", "mistral-7b", "clip-vit-b32", "clip-vit-l14")
 
 
@@ -26,8 +26,9 @@ def test_every_adapter_is_a_configuration_of_its_own(group):
         assert config.peft.params["rank"] == one.rank
         assert config.peft.params["alpha"] == one.alpha == 2 * one.rank
         assert config.training.max_steps == one.steps
-        assert config.data.source.params == {"set": one.experiment}
-        assert EMBEDDED_SETS[one.experiment].task == "text-classification"
+        data = one.name or one.experiment
+        assert config.data.source.params == {"set": data}
+        assert EMBEDDED_SETS[data].task == config.task.name
 
 
 @pytest.mark.parametrize("group", LARGER)

