@@ -14,7 +14,7 @@ from loralab.reporting.renderers import to_markdown
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted(ROOT.glob("benchmarks/results/*.json"))
-STUDIES = sorted(ROOT.glob("studies/*/analysis.json"))
+STUDIES = sorted(ROOT.glob("studies/**/analysis.json"))
 SCRIPTED = sorted(ROOT.glob("studies/*/results.json"))
 """Of studies that are a script of their own, with a test of its own."""
 WRITERS = sorted(
