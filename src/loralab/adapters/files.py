@@ -18,6 +18,7 @@ from loralab.errors import AdapterError
 from loralab.lowrank.settings import NOTE
 from loralab.models.base import LoadedModel
 from loralab.models.quiet import quiet_libraries
+from loralab.runs.files import read_record
 
 FORMAT_VERSION = 1
 Plain = Callable[[Any], tuple[Any, dict[str, Any]]]
@@ -106,20 +107,8 @@ def read_note(folder: Path) -> dict[str, Any]:
         AdapterError: missing, broken or of a later format.
     """
     file = folder / NOTE if folder.is_dir() else folder
-    try:
-        note = json.loads(file.read_text(encoding="utf-8"))
-        version = note["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"{file.name} cannot be read", where=str(file.parent), why=str(error)
-        ) from None
-    if version > FORMAT_VERSION:
-        raise AdapterError(
-            f"format {version} is later than the {FORMAT_VERSION} known here",
-            where=str(folder),
-            fix="update loralab",
-        )
-    return dict(note)
+    wrong = f"{file.name} cannot be read"
+    return read_record(file, FORMAT_VERSION, AdapterError, wrong)
 
 
 def check_base(

@@ -11,7 +11,6 @@ sha256.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from loralab.inference.load import Loaded, check_template, load_processor
 from loralab.models.base import LoadedModel
 from loralab.models.empty import empty_base
 from loralab.models.numerics import choose_numerics
-from loralab.runs.files import sha256_file
+from loralab.runs.files import read_record, sha256_file
 
 FORMAT_VERSION = 1
 NOTE = "loralab.json"
@@ -37,21 +36,8 @@ def read_note(folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: missing, broken, or of a later format.
     """
-    file = folder / NOTE
-    try:
-        note = json.loads(file.read_text(encoding="utf-8"))
-        version = int(note["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(
-            f"no artefact: {NOTE} cannot be read", where=str(folder), why=str(error)
-        ) from None
-    if version > FORMAT_VERSION:
-        raise ExportError(
-            f"format {version} is later than the {FORMAT_VERSION} known here",
-            where=str(file),
-            fix="update loralab",
-        )
-    return dict(note)
+    wrong = f"no artefact: {NOTE} cannot be read"
+    return read_record(folder / NOTE, FORMAT_VERSION, ExportError, wrong)
 
 
 def check_files(folder: Path, note: Mapping[str, Any], contents: bool = False) -> None:

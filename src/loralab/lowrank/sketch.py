@@ -40,7 +40,7 @@ from torch import Tensor
 
 from loralab.errors import AdapterError
 from loralab.lowrank.stream import Spec, TensorFile, write_tensors
-from loralab.runs.files import sha256_file
+from loralab.runs.files import check_format, sha256_file
 
 INPUTS, ADAPTER = "inputs.safetensors", "adapter_model.safetensors"
 FORMAT_VERSION = 1
@@ -190,12 +190,7 @@ class Sketched:
                 why=repr(error),
                 fix=f"make it again: {MAKE}",
             ) from None
-        if version > FORMAT_VERSION:
-            raise AdapterError(
-                f"format {version} is later than the {FORMAT_VERSION} known here",
-                where=str(path),
-                fix="update loralab",
-            )
+        check_format(version, FORMAT_VERSION, AdapterError, path)
         if adapter != sha256_file(Path(folder) / ADAPTER):
             raise AdapterError(
                 "the inputs were measured with other weights than the adapter's",

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old content or the new, never a half.
+"""Files of ours, written atomically: a reader sees the old content or the new.
 
 Write into a temporary neighbour, fsync it, rename it over the target, fsync the
 directory. A kill at any point leaves at most a `.tmp-…` neighbour, which
@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from loralab.errors import LoralabError
 
 TEMPORARY = ".tmp-"
 
@@ -98,6 +100,47 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically. NaN and infinities are refused by `json`."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_record(
+    file: Path, latest: int, error: type[LoralabError], wrong: str, fix: str = ""
+) -> dict[str, Any]:
+    """Return the content of a JSON file of ours, which says its format.
+
+    Args:
+        file: Its path.
+        latest: The format that is written now; earlier ones are read by the caller.
+        error: The class of the errors.
+        wrong: What to say of one that cannot be read.
+        fix: What to do then.
+
+    Raises:
+        LoralabError: of the class `error`: missing, broken, or of a later format.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = int(content["format"])
+    except (OSError, ValueError, KeyError, TypeError) as found:
+        where, why = str(file.parent), str(found)
+        raise error(wrong, where=where, why=why, fix=fix) from None
+    check_format(version, latest, error, file)
+    return dict(content)
+
+
+def check_format(
+    version: int, latest: int, error: type[LoralabError], file: Path
+) -> None:
+    """Refuse a file that a later loralab wrote.
+
+    Raises:
+        LoralabError: of the class `error`.
+    """
+    if version > latest:
+        raise error(
+            f"format {version} is later than the {latest} known here",
+            where=str(file),
+            fix="update loralab",
+        )
 
 
 def sha256_file(path: Path) -> str:

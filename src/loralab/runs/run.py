@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from loralab.config import ExperimentConfig, load_resolved
 from loralab.errors import RunError, nearest
-from loralab.runs.files import write_json, write_text
+from loralab.runs.files import read_record, write_json, write_text
 
 FORMAT_VERSION = 1
 
@@ -99,24 +99,13 @@ class Run:
         Raises:
             RunError: it is missing, broken, or of a later format.
         """
-        file = self.path / "run.json"
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            version = int(content["format"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                "not a run: run.json cannot be read",
-                where=str(self.path),
-                why=str(error),
-                fix="name the directory that `loralab train` printed",
-            ) from None
-        if version > FORMAT_VERSION:
-            raise RunError(
-                f"format {version} is later than the {FORMAT_VERSION} known here",
-                where=str(file),
-                fix="update loralab",
-            )
-        return dict(content)
+        return read_record(
+            self.path / "run.json",
+            FORMAT_VERSION,
+            RunError,
+            "not a run: run.json cannot be read",
+            "name the directory that `loralab train` printed",
+        )
 
     def update(self, **changes: Any) -> None:
         """Write ``run.json`` again with `changes`, atomically."""

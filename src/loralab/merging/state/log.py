@@ -23,7 +23,7 @@ from loralab.config import MergeConfig
 from loralab.errors import MergeError
 from loralab.merging.method import Method, resolve
 from loralab.registry import Strict
-from loralab.runs.files import write_json
+from loralab.runs.files import read_record, write_json
 
 FORMAT_VERSION = 1
 STATE = "state.json"
@@ -157,22 +157,13 @@ def read_log(folder: Path) -> Log:
         MergeError: missing, broken, changed, or of a later format.
     """
     file = folder / STATE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = int(content["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MergeError(
-            f"not a merge state: {STATE} cannot be read",
-            where=str(folder),
-            why=str(error),
-            fix="name a folder that `loralab merge init` made",
-        ) from None
-    if version > FORMAT_VERSION:
-        raise MergeError(
-            f"format {version} is later than the {FORMAT_VERSION} known here",
-            where=str(file),
-            fix="update loralab",
-        )
+    content = read_record(
+        file,
+        FORMAT_VERSION,
+        MergeError,
+        f"not a merge state: {STATE} cannot be read",
+        "name a folder that `loralab merge init` made",
+    )
     try:
         log = Log.model_validate(content)
     except ValidationError as error:
