@@ -1,6 +1,7 @@
 """The verbs, as a user calls them: what they print and what they leave behind."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -68,6 +69,14 @@ def test_infer_generates(smollm2_run):
     whole = loralab(*args, "--json")
     assert streamed.code == 0, streamed.err
     assert streamed.out.strip() == json.loads(whole.out)["adapter"]
+
+
+def test_a_caution_stands_beside_results(minilm_run, tmp_path):
+    copy = shutil.copytree(minilm_run.path, tmp_path / minilm_run.id)
+    content = json.loads((copy / "run.json").read_text("utf-8"))
+    content["data"]["caution"] = "seen before"
+    (copy / "run.json").write_text(json.dumps(content), "utf-8")
+    assert "caution: seen before" in loralab("compare", copy).out
 
 
 def test_compare_pairs_runs_on_the_same_rows(minilm_run):

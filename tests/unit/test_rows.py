@@ -1,12 +1,13 @@
 import csv
 import json
 import random
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loralab.config import DataConfig, TaskConfig
+from loralab.config import DataConfig, TaskConfig, compose
 from loralab.data.examples import get_preprocessor
 from loralab.data.rows import load_rows, report_lines
 from loralab.errors import DataError
@@ -263,14 +264,23 @@ def test_duplicates_are_dropped_and_counted(tmp_path):
     found = load(repeated(tmp_path), **WHOLE)
     assert texts(found)["train"] == [row["text"] for row in numbered(6)]
     assert (found.report.read, found.report.duplicates) == (9, 3)
-    assert "3 duplicate rows dropped" in report_lines(found.report, "drop")
+    assert "3 duplicate rows dropped" in report_lines(found, "drop")
+
+
+def test_what_a_reader_must_know_is_told_and_recorded(tmp_path):
+    found = load(repeated(tmp_path), **WHOLE)
+    assert "caution" not in found.record()
+    params = compose("image-classification", ["data=tiny-imagenet"]).data.source.params
+    warned = replace(found, caution=params["caution"])
+    assert "part of ImageNet" in report_lines(warned, "drop")[-1]
+    assert "part of ImageNet" in warned.record()["caution"]
 
 
 def test_duplicates_may_be_kept_but_are_counted(tmp_path):
     found = load(repeated(tmp_path), duplicates="keep", **WHOLE)
     assert found.sizes() == {"train": 9}
     assert found.report.duplicates == 3
-    assert "3 duplicate rows KEPT" in report_lines(found.report, "keep")
+    assert "3 duplicate rows KEPT" in report_lines(found, "keep")
 
 
 def test_duplicates_may_be_an_error_that_names_both(tmp_path):

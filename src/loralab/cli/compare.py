@@ -86,6 +86,9 @@ def show(found: dict[str, Any], split: str = "test") -> None:
 
     console = render.console()
     console.print(_table(found["records"], split))
+    cautions = {one["caution"] for one in found["records"] if one["caution"]}
+    for text in sorted(cautions):
+        console.print(f"caution: {text}", markup=False)
     for pair in found["paired"]:
         gap = render.interval(pair, sign=True)
         says = render.verdict(pair["better"], pair)

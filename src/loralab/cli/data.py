@@ -89,7 +89,7 @@ def show(
     console.print(
         f"{rows.report.read:,} rows read, fingerprint {rows.fingerprint[:12]}"
     )
-    for line in report_lines(rows.report, config.data.duplicates):
+    for line in report_lines(rows, config.data.duplicates):
         console.print(f"  {line}", markup=False)
     encoded = {name: task(split, processor) for name, split in listed.items()}
     console.print(_sizes(encoded, listed))

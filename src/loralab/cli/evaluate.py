@@ -39,6 +39,8 @@ def evaluate(
     console = render.console()
     for part in render.evaluation_parts(result):
         console.print(part)
+    if caution := found.read().get("data", {}).get("caution"):
+        console.print(f"caution: {caution}", markup=False)
     folder = found.path / "eval"
     if merged:
         own = found.evaluations().get(split)

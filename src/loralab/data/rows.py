@@ -78,12 +78,14 @@ class Rows:
         report: What was dropped.
         locks: Which state of a changing source was read, such as a hub's commit;
             with them the same rows are read again.
+        caution: What a reader of results must know of them, or empty.
     """
 
     splits: dict[str, Dataset]
     fingerprint: str
     report: RowsReport
     locks: dict[str, str] = field(default_factory=dict)
+    caution: str = ""
 
     def sizes(self) -> dict[str, int]:
         """Return the number of rows of each split."""
@@ -96,6 +98,7 @@ class Rows:
             "sizes": self.sizes(),
             "report": asdict(self.report),
             "locks": self.locks,
+            **({"caution": self.caution} if self.caution else {}),
         }
 
 
@@ -325,12 +328,13 @@ def load_rows(
         _sha(PREPROCESSING_VERSION, keys),
         RowsReport(len(checked) + malformed, malformed, **counts),
         found_locks,
+        config.source.params.get("caution") or "",
     )
 
 
-def report_lines(report: RowsReport, policy: str) -> list[str]:
-    """Return in words what a reader must know of the rows that were not plain."""
-    counts = asdict(report)
+def report_lines(rows: Rows, policy: str) -> list[str]:
+    """Return in words what a reader must know of the rows."""
+    counts = asdict(rows.report)
     verb = {"drop": "dropped", "keep": "KEPT"}.get(policy, policy)
     texts = {
         "malformed": "malformed rows skipped",
@@ -338,4 +342,5 @@ def report_lines(report: RowsReport, policy: str) -> list[str]:
         "leaks": f"rows whose input stands in a later split too {verb}",
         "conflicts": "rows whose input stands with another answer too",
     }
-    return [f"{counts[k]:,} {text}" for k, text in texts.items() if counts[k]]
+    found = [f"{counts[k]:,} {text}" for k, text in texts.items() if counts[k]]
+    return [*found, *filter(None, [rows.caution])]

@@ -47,6 +47,7 @@ def record(run: Run, split: str) -> dict[str, Any]:
         "majority": result.get("majority"),
         "rows": result["measured_rows"],
         "confidence": result["confidence"],
+        "caution": content.get("data", {}).get("caution"),
         "parameters": content["base"]["parameters"],
         **(_stored if content["kind"] == "artefact" else _trained)(content),
     }

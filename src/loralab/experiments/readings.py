@@ -108,6 +108,7 @@ def _record(run: Run, content: dict[str, Any], result: dict[str, Any]) -> Any:
         "peak_memory_bytes": content["peak_memory_bytes"],
         "evaluation_seconds": sum(result["seconds"].values()),
         "resumed": bool(content["resumes"]),
+        "caution": content["data"].get("caution"),
     }
 
 

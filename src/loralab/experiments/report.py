@@ -8,9 +8,9 @@ report.html               everything, in one file that needs no network
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loralab import __version__
 from loralab.experiments.analyse import analyse
@@ -122,10 +122,22 @@ def _callouts(analysis: Analysis) -> list[Part]:
     if any(left):
         text = f"{left[0]} runs have not ended, {left[1]} have failed."
         found.append(Callout("warning", text))
+    cautions = {run.get("caution") for run in analysis["runs"]}
+    found += [Callout("warning", text) for text in sorted(filter(None, cautions))]
     if analysis["study"]["tuning"] is None and len(analysis["study"]["arms"]) > 1:
-        text = "The arms were not tuned: all share the experiment's settings."
-        found.append(Callout("note", text))
+        found.append(Callout("note", _untuned(analysis["study"])))
     return found
+
+
+def _untuned(study: Mapping[str, Any]) -> str:
+    own = [
+        name
+        for name, overrides in study["arms"].items()
+        if any(one.startswith("training.") for one in overrides)
+    ]
+    if not own:
+        return "The arms were not tuned: all share the experiment's settings."
+    return f"No arm was tuned here; settings of their own have: {', '.join(own)}."
 
 
 def _asked(analysis: Analysis) -> str:

@@ -211,7 +211,5 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
         "dtype_reason": numerics.reason,
         "storage": _storage_line(prepared.base),
         "rows": prepared.rows.sizes(),
-        "rows_report": report_lines(
-            prepared.rows.report, prepared.config.data.duplicates
-        ),
+        "rows_report": report_lines(prepared.rows, prepared.config.data.duplicates),
     }

@@ -60,6 +60,9 @@ class HubParams(Params):
     revision: str | None = Field(
         None, description="branch, tag or commit; resolved and locked into the run"
     )
+    caution: str | None = Field(
+        None, description="what a reader of results must know; told beside them"
+    )
     streaming: bool = Field(False, description="read only the first `take` rows")
     take: int | None = Field(None, gt=0, description="rows of each split at most")
 
