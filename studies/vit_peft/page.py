@@ -31,7 +31,7 @@ def storage_of(config: ExperimentConfig) -> StorageConfig:
     """Return how the base of a run is stored once it is trained."""
     if config.peft.name == "qa-lora":
         params = config.peft.params
-        kept = {"group_size": params["group_size"]}
+        kept = {"group": params["group_size"]}
         return StorageConfig(name=f"affine-int{params['bits']}", params=kept)
     return config.model.storage or FLOAT
 
