@@ -150,6 +150,11 @@ def test_what_is_merged_of_runs_says_how_to_use_it(here, minilm_run, monkeypatch
     assert json.loads(found.out)["adapter"]["label"], found.err
     said = loralab("evaluate", minilm_run.id, "--merged", "both", "--no-base")
     assert said.code == 0 and "both/eval/" in said.out, said.err
+    again = shutil.copytree(minilm_run.path, here / "again")
+    words = [minilm_run.id, again, "--merged", "both", "--no-base"]
+    *_, first, second, mean, _ = loralab("evaluate", *words).out.splitlines()
+    assert first.split("│")[2:] == second.split("│")[2:]
+    assert first.split("│")[4].split()[0] == mean.split("│")[4].strip()
     for words in (["compare", "both"], ["publish", "both", "archive", "path=x.zip"]):
         outcome = loralab(*words)
         assert outcome.code == 2 and "an adapter alone" in outcome.err
