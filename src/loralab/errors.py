@@ -84,6 +84,18 @@ class EvidenceError(LoralabError):
     """A claim that the measurements cannot carry: too few seeds, diverged runs."""
 
 
+class PaperError(LoralabError):
+    """A paper that says what its results do not: a number, a claim, a figure."""
+
+
+class PaperErrors(PaperError):
+    """Everything that is wrong in a draft, shown at once."""
+
+    def __init__(self, problems: Iterable[PaperError]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
 def nearest(name: str, legal: Iterable[str], count: int = 3) -> str:
     """Return ``"nearest: a, b"`` for the legal names most like `name`.
 

@@ -19,6 +19,7 @@ from loralab.cli import (
     infer,
     merge,
     methods,
+    paper,
     pipeline,
     plan,
     publish,
@@ -75,6 +76,7 @@ app.command("publish", cls=listing("publishing target", "Targets and their keys:
 )
 app.command("unpack")(publish.unpack)
 app.add_typer(study.app, name="study")
+app.add_typer(paper.app, name="paper")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)

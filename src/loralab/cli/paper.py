@@ -1,0 +1,114 @@
+"""`loralab paper`: a paper whose every number is read from a committed result."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from loralab.cli.options import RunsDir
+
+if TYPE_CHECKING:
+    from loralab.reporting.paper.build import Paper
+
+app = typer.Typer(
+    help="A paper whose every number is bound to a run: build it, list the numbers.",
+    no_args_is_help=True,
+)
+
+Root = Annotated[
+    Path, typer.Option(help="The project's root, which sources are named from.")
+]
+
+
+@app.command()
+def build(
+    draft: Annotated[Path, typer.Argument(help="Markdown with {{ references }}.")],
+    to: Annotated[
+        Literal["pdf", "tex", "typst"], typer.Option(help="What is made.")
+    ] = "pdf",
+    out: Annotated[
+        Path | None, typer.Option(help="The file; by default beside the draft.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Accept numbers that have changed.")
+    ] = False,
+    template: Annotated[
+        Path | None, typer.Option(help="A pandoc template, .tex or .typ; ours if none.")
+    ] = None,
+    engine: Annotated[
+        Literal["typst", "latexmk", "tectonic", "pdflatex"] | None,
+        typer.Option(help="Makes the PDF; typst needs no TeX."),
+    ] = None,
+    citations: Annotated[
+        Literal["citeproc", "natbib", "biblatex"],
+        typer.Option(help="citeproc needs no BibTeX; the others are LaTeX's."),
+    ] = "citeproc",
+    root: Root = Path(),
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Resolve every reference, refuse what no result carries, and make the document.
+
+    A number is {{ STUDY DATA/ARM QUANTITY }}, {{ SOURCE $.path }} or
+    {{ runs/ID SPLIT/METRIC adapter }}, a claim {{ claim STUDY DATA/ARM better }}, and
+    what no run measured {{ literal 0.05 "why" }}; see docs/paper.md.
+    """
+    from loralab.cli import render
+    from loralab.reporting.paper.build import build as make_paper
+    from loralab.reporting.paper.render import TARGETS, Style, make
+
+    style = Style(to, template, engine, citations)
+    style.check()
+    console = render.console()
+    console.print(f"reading {draft} …", markup=False, soft_wrap=True)
+    paper = make_paper(draft, root, runs_dir, update=update)
+    console.print(_said(paper), markup=False, soft_wrap=True)
+    made = make(paper, out or draft.with_suffix(TARGETS[to]), style)
+    for path in made:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _said(paper: Paper) -> str:
+    read = [one for one in paper.numbers if one.source]
+    literals = sum(bool(one.why) for one in paper.numbers)
+    return (
+        f"{len(read)} references to {len({one.source for one in read})} results, "
+        f"{literals} literals, {len(paper.figures)} figures: all hold"
+    )
+
+
+@app.command()
+def numbers(
+    source: Annotated[
+        str | None, typer.Argument(help="A study, runs/ID or a JSON file; none: which.")
+    ] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Show lines with all of these only.")
+    ] = None,
+    most: Annotated[int, typer.Option(help="Lines to show.")] = 200,
+    root: Root = Path(),
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """List what a paper can refer to, and what it comes to now."""
+    from loralab.cli import render
+    from loralab.reporting.paper.catalogue import numbers as all_numbers
+    from loralab.reporting.paper.sources import Library
+
+    library = Library(root, runs_dir)
+    console = render.console()
+    if source is None:
+        for name in [*library.studies(), *library.runs()]:
+            console.print(name, markup=False, soft_wrap=True)
+        return
+    found = (
+        (text, shown)
+        for text, shown in all_numbers(library, source)
+        if all(word in text for word in words or [])
+    )
+    for text, shown in islice(found, most):
+        line = f"{{{{ {text} }}}}  {shown}"
+        console.print(line, markup=False, soft_wrap=True)
+    if next(found, None) is not None:
+        console.print(f"… more than {most}: add words, or --most", markup=False)

@@ -1,0 +1,1 @@
+"""A paper whose every number is read from a committed result when it is built."""
