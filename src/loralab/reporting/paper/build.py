@@ -161,6 +161,6 @@ def _cited(draft: Draft, file: Path, files: list[Path]) -> Iterator[PaperError]:
 def _written(draft: Draft, numbers: list[Resolved]) -> str:
     pieces, at = [], 0
     for one in numbers:
-        pieces += [draft.text[at : one.reference.start], one.markup]
+        pieces += [draft.text[at : one.reference.start], one.written]
         at = one.reference.end
     return "".join([*pieces, draft.text[at:]])

@@ -3,8 +3,9 @@
 A number is written with as many decimals as show the width of its interval in two
 significant figures, the rule of our tables (`reporting.tables.interval_decimals`); its
 `low` and `high` are of the same decimals, and so is its `value` where it stands alone.
-A mean over records has the range of what it is the mean of for that width. A number
-that has neither is written in three significant figures, a whole number in all.
+A mean over records has the range of what it is the mean of for that width, and at most
+three significant figures. A number that has neither is written in three significant
+figures, a whole number in all.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Figure:
         low: Of its interval, or of the range that it stands for; None without one.
         high: The same.
         whole: Whether the interval is written behind it.
-        parted: Between low and high, where that is no interval of confidence.
+        parted: Between low and high, where that is a range and no interval.
     """
 
     value: float | str
@@ -120,20 +121,17 @@ def _numbers(figures: Sequence[Figure]) -> list[float]:
 
 def _mean(figures: Sequence[Figure]) -> Figure:
     values = _numbers(figures)
-    return Figure(fmean(values), min(values), max(values))
+    return Figure(fmean(values), min(values), max(values), parted=" to ")
 
 
 def _spread(figures: Sequence[Figure]) -> Figure:
-    return replace(_mean(figures), whole=True, parted=" to ")
+    return replace(_mean(figures), whole=True)
 
 
 def _of(choose: Callable[[list[float]], float]) -> Callable[..., Figure]:
     def one(figures: Sequence[Figure]) -> Figure:
         values = _numbers(figures)
-        found = figures[values.index(choose(values))]
-        if found.low is not None:
-            return replace(found, whole=False)
-        return replace(found, low=min(values), high=max(values))
+        return replace(figures[values.index(choose(values))], whole=False)
 
     return one
 
@@ -157,7 +155,7 @@ UNITS: dict[str, tuple[float, str]] = {
     "ms": (1000, "ms"),
 }
 """Forms that change the unit: factor, and what is written behind."""
-FORMS = (*UNITS, "signed", "p", "figures N")
+FORMS = (*UNITS, "signed", "p", "p bare", "figures N")
 
 
 def write(found: Figure, forms: Sequence[str]) -> str:
@@ -165,8 +163,9 @@ def write(found: Figure, forms: Sequence[str]) -> str:
 
     Args:
         found: What to write.
-        forms: ``signed``, ``p`` (with its relation: ``= 0.012``, ``< 0.001``),
-            ``figures N`` (of a number without an interval), or a unit of `UNITS`.
+        forms: ``signed``, ``p`` (with its relation: ``= 0.012``, ``< 0.001``; of
+            ``p bare`` no equals sign, for a table), ``figures N`` (of a number without
+            an interval), or a unit of `UNITS`.
 
     Raises:
         PaperError: a form that does not exist, or does not fit.
@@ -175,7 +174,7 @@ def write(found: Figure, forms: Sequence[str]) -> str:
     while words:
         word = words.pop(0)
         if word == "p":
-            return _p_value(found)
+            return _p_value(found, words)
         if word == "signed":
             signed = True
         elif word == "figures" and words and words[0].isdecimal():
@@ -190,18 +189,36 @@ def write(found: Figure, forms: Sequence[str]) -> str:
     return _rounded(found, signed, figures) + (HARD_SPACE + unit if unit else "")
 
 
-def _p_value(found: Figure) -> str:
+def _p_value(found: Figure, words: Sequence[str]) -> str:
     if isinstance(found.value, str) or not 0 <= found.value <= 1:
         raise PaperError(f"{found.value!r} is no p value")
+    rest = [word for word in words if word != "p"]
+    if rest not in ([], ["bare"]):
+        raise PaperError(f"no form p {' '.join(rest)}", fix="p or p bare")
     if found.value < P_LEAST:
         return f"<{HARD_SPACE}{P_LEAST:g}"
-    return f"={HARD_SPACE}{found.value:.{P_FIGURES}g}"
+    text = _significant(float(found.value), False, P_FIGURES)
+    return text if rest else f"={HARD_SPACE}{text}"
+
+
+def _decimals(found: Figure, figures: int) -> int | None:
+    """Return the decimals of the rule; None where no width tells them.
+
+    A range says how far records lie apart, not how sure a number is: where it is narrow
+    it shows no more figures than a number has that stands alone.
+    """
+    if found.interval is None:
+        return None
+    decimals = interval_decimals(found.interval)
+    if not found.parted or not found.value:
+        return decimals
+    alone = max(0, figures - 1 - math.floor(math.log10(abs(float(found.value)))))
+    return alone if decimals is None else min(alone, decimals)
 
 
 def _rounded(found: Figure, signed: bool, figures: int) -> str:
     value = float(found.value)
-    interval = found.interval
-    decimals = None if interval is None else interval_decimals(interval)
+    interval, decimals = found.interval, _decimals(found, figures)
     if interval is not None and found.whole:
         text = format_interval(interval, decimals, signed=signed)
         if found.parted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loralab.errors import PaperError, nearest
@@ -35,6 +35,7 @@ class Resolved:
         runs: Ids of the runs behind it.
         commits: Git commits that they were made at.
         why: Of a literal.
+        markup: What is written, where the draft gives it as Markdown of its own.
     """
 
     reference: Reference
@@ -45,10 +46,13 @@ class Resolved:
     runs: tuple[str, ...] = ()
     commits: tuple[str, ...] = ()
     why: str = ""
+    markup: str | None = None
 
     @property
-    def markup(self) -> str:
+    def written(self) -> str:
         """What is written, as pandoc's Markdown or, in maths, as TeX."""
+        if self.markup is not None:
+            return self.markup
         if self.reference.maths:
             text = self.shown.replace(MINUS, "-").replace("\N{NO-BREAK SPACE}", "~")
             return _POWER.sub(r"\\times 10^{\1\2}", text.replace("%", r"\%"))
@@ -194,7 +198,8 @@ def _claim(library: Library, reference: Reference, words: Sequence[str]) -> Reso
     for hit in hits:
         claims.check(source, hit, word, than)
     text = claims.WORDS[word] if shown is None else shown
-    return _made(reference, text, source, hits, [word] * len(hits))
+    made = _made(reference, text, source, hits, [word] * len(hits))
+    return replace(made, markup=text)
 
 
 def _count(
