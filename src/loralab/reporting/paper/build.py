@@ -106,6 +106,12 @@ def _resolved(
 
 
 def _typed(draft: Draft, file: Path) -> Iterator[PaperError]:
+    for spot in draft.stray:
+        yield PaperError(
+            f"{spot.text} does not close",
+            where=f"{file}:{spot.line}",
+            fix="a reference ends with }}; in maths part two braces by a space",
+        )
     for spot in draft.typed:
         yield PaperError(
             f"{spot.text.strip()!r} is typed by hand",

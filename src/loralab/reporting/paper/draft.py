@@ -32,7 +32,8 @@ _CODE = re.compile(
     r"|(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",
     re.DOTALL | re.MULTILINE,
 )
-_REFERENCE = re.compile(r"\{\{(?P<words>.*?)\}\}", re.DOTALL)
+_REFERENCE = re.compile(r"\{\{(?P<words>(?:(?!\{\{|\}\}).)*)\}\}", re.DOTALL)
+_STRAY = re.compile(r"\{\{")
 _WORD = re.compile(r'(?:[^\s"]|"[^"]*")+')
 _MATHS = re.compile(
     r"\$\$(?P<display>.+?)\$\$|(?<![\\$])\$(?=\S)(?P<inline>[^$\n]*?\S)\$(?!\d)",
@@ -110,6 +111,7 @@ class Draft:
     Attributes:
         text: All of it.
         references: In their order.
+        stray: Double braces that open and do not close.
         typed: Numbers in prose that should be references.
         citations: Keys of a bibliography.
         images: Targets of figures.
@@ -118,6 +120,7 @@ class Draft:
 
     text: str
     references: tuple[Reference, ...]
+    stray: tuple[Spot, ...]
     typed: tuple[Spot, ...]
     citations: tuple[Spot, ...]
     images: tuple[Spot, ...]
@@ -149,6 +152,7 @@ def read(text: str) -> Draft:
     return Draft(
         text,
         tuple(references),
+        spots(_STRAY.finditer(bare)),
         spots(_TYPED.finditer(_prose(bare))),
         spots(_CITED.finditer(_cited_in(no_maths)), "key"),
         spots(_IMAGE.finditer(body), "target"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from loralab.reporting.paper.build import Paper
 from loralab.reporting.paper.references import Resolved
-from loralab.runs.environment import git_commit
 from loralab.runs.files import sha256_file
 
 FORMAT_VERSION = 1
@@ -29,8 +29,7 @@ def manifest(
         "kind": "paper",
         "draft": {"file": paper.draft.name, "sha256": sha256_file(paper.draft)},
         "written": {file.name: sha256_file(file) for file in written},
-        "tools": tools,
-        "loralab": git_commit(),
+        "tools": {"loralab": version("loralab"), **tools},
         "sources": dict(paper.lock.sources),
         "numbers": [_entry(paper, one) for one in paper.numbers],
     }

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def _pdf(source: Path, style: Style, tools: dict[str, str]) -> Path:
     made = source.with_suffix(".pdf")
     if not style.latex:
         made.write_bytes(compile_typst(source))
-        tools["typst"] = _version("typst")
+        tools["typst"] = version("typst")
         return made
     engine = style.engine or next(filter(shutil.which, TEX_ENGINES), None)
     if engine is None or shutil.which(engine) is None:
@@ -236,12 +237,6 @@ def _pdf(source: Path, style: Style, tools: dict[str, str]) -> Path:
         _run(engine, [*command, source.name], source.parent, near=near)
     tools[engine] = str(shutil.which(engine))
     return made
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 def _run(
