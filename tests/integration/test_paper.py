@@ -138,6 +138,21 @@ def test_a_template_of_the_user_is_used_and_a_missing_tex_is_named(
     assert "template cannot be used" in refused("--template", "none.typ")
 
 
+def test_a_claim_about_a_run_is_about_its_base(project):
+    file = project / "runs" / RUN / "eval/test.json"
+    content = json.loads(file.read_text())
+    content["metrics"]["accuracy"] |= {
+        "base": {"value": 0.2, "low": 0.1, "high": 0.3},
+        "difference": {"value": 0.3, "low": 0.1, "high": 0.5},
+    }
+    write_json(file, content)
+    with_line(f"{{{{ claim runs/{RUN} test/accuracy better than base }}}}")
+    assert loralab("paper", "build", "paper/draft.md", "--to", "typst").code == 0
+    content["metrics"]["accuracy"]["difference"]["low"] = -0.1
+    write_json(file, content)
+    assert "is claimed to be better, and is not" in refused("--update")
+
+
 def test_a_figure_without_a_pdf_is_converted_for_latex(project):
     made = svg_to_pdf(project / "studies" / STUDY / "figures/seeds.svg")
     assert made[:5] == b"%PDF-"

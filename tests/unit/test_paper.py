@@ -317,6 +317,7 @@ def test_a_claim_about_several_needs_all_of_them():
         "![A gain of 0.5](f.svg)",
         ": Table of 0.5 nats",
         "version 0.21.2",
+        "a ` tick, 0.5\n\nand ` another",
     ],
 )
 def test_a_number_typed_in_prose_is_found(prose):
@@ -340,6 +341,8 @@ def test_a_number_typed_in_prose_is_found(prose):
         '{{ literal 0.05 "the level" }}',
         "SmolLM2-135M and all-MiniLM-L6-v2",
         "(a, b) and [see 1]",
+        "Holm (1979), others (2019, 2020)",
+        "a $x +\ny = 0.5$ b",
     ],
 )
 def test_what_is_no_result_is_free(prose):

@@ -59,6 +59,8 @@ def check(source: Source, hit: Hit, word: str, than: str | None) -> None:
     """
     estimate, record = _measured(source, hit)
     against = record.get("reference", record.get("second"))
+    if "base" in record:  # a run's difference is from its base
+        against = "base"
     if than is not None and than != against:
         raise PaperError(
             f"the claim is about {than!r}, and what is there was measured against "

@@ -29,14 +29,14 @@ _ABSTRACT = re.compile(r"^abstract:[^\n]*\n(?:[ \t]+[^\n]*\n|\n)*", re.MULTILINE
 _CODE = re.compile(
     r"^(?P<fence>```+|~~~+)[^\n]*\n.*?^(?P=fence)[^\n]*$"
     r"|<!--.*?-->"
-    r"|(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",
+    r"|(?P<tick>`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)(?P=tick)(?!`)",
     re.DOTALL | re.MULTILINE,
 )
 _REFERENCE = re.compile(r"\{\{(?P<words>(?:(?!\{\{|\}\}).)*)\}\}", re.DOTALL)
 _STRAY = re.compile(r"\{\{")
 _WORD = re.compile(r'(?:[^\s"]|"[^"]*")+')
 _MATHS = re.compile(
-    r"\$\$(?P<display>.+?)\$\$|(?<![\\$])\$(?=\S)(?P<inline>[^$\n]*?\S)\$(?!\d)",
+    r"\$\$(?P<display>.+?)\$\$|(?<![\\$])\$(?=\S)(?P<inline>(?:(?!\n\s*\n)[^$])*?\S)\$(?!\d)",
     re.DOTALL,
 )
 _APART = re.compile(
@@ -56,7 +56,9 @@ _IMAGE = re.compile(
 _CAPTION = re.compile(r"^(?:Table)?: +(?P<text>\S[^\n]*(?:\n[^\n]+)*)", re.MULTILINE)
 _NAME = re.compile(r"#(?:fig|tbl):(?P<name>[\w-]+)")
 _SIGN, _POINT = r"[-+−±]?", r"\d[\d,]*\.\d+"
+_YEAR = r"\s*(?:19|20)\d\d\s*"
 _TYPED = re.compile(
+    rf"(?![\[(]{_YEAR}[,;–]{_YEAR}[\])])"
     rf"[\[(]\s*{_SIGN}\d+(?:\.\d+)?\s*(?:,|;|–|…|\.\.\.?)\s*{_SIGN}\d+(?:\.\d+)?\s*[\])]"
     rf"|\b[pP]\s*(?:[=<>≤≥≈]|\\[lg]eq?\b)\s*{_SIGN}\.?\d[\d.]*"
     rf"|(?<![\w.]){_SIGN}\d[\d,.]*(?:\s|\\,|~)*(?:\\?%|percent\b|per cent\b)"

@@ -11,6 +11,7 @@ same bytes: the PDF of typst has no date.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -107,7 +108,7 @@ def make(paper: Paper, out: Path, style: Style) -> list[Path]:
         PaperError: pandoc, typst or TeX is missing or refuses the document.
     """
     style.check()
-    name = f"{out.stem}-figures"
+    name = re.sub(r"[^\w.-]+", "-", out.stem) + "-figures"
     with tempfile.TemporaryDirectory() as held:
         folder = Path(held)
         source, tools = _source(paper, folder, name, style)
@@ -154,7 +155,7 @@ def _source(
         into = folder / name / f"{number}-{file.name}"
         into.parent.mkdir(exist_ok=True)
         placed = _figure(file, into, style.latex)
-        text = text.replace(f"]({target}", f"]({placed.relative_to(folder)}")
+        text = text.replace(f"]({target}", f"]({placed.relative_to(folder).as_posix()}")
     for file in paper.bibliography:
         if style.citations != "citeproc":
             shutil.copyfile(file, folder / file.name)
