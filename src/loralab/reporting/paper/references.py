@@ -16,7 +16,6 @@ from loralab.reporting.paper.provenance import runs_and_commits
 from loralab.reporting.paper.sources import Library, Source, records
 from loralab.reporting.tables import MINUS
 
-LABELS = ("figure", "table")
 _LITERAL_WORDS = 3
 _MARKUP = re.compile(r"([\\`*_\[\]{}#|<>~^$@])")
 _POWER = re.compile(r"(?<=\d)e([+−]?)0*(\d+)")
@@ -112,7 +111,7 @@ def _label(
         known = [label for of, label in labels if of == kind]
         mark = "fig" if kind == "figure" else "tbl"
         raise PaperError(
-            f"no {kind} {name!r}; {nearest(name, known)}",
+            f"no {kind} {name!r}{'; ' + nearest(name, known) if known else ''}",
             fix=f"give its caption or image {{#{mark}:{name}}}",
         )
     return Resolved(reference, labels[kind, name])
