@@ -18,7 +18,17 @@ _SIZES = {
     "initializer_range": 0.2,
 }
 _PLAIN = {**_SIZES, "intermediate_size": 48}
-_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+_SIGNS = "abcdefghijklmnopqrstuvwxyz0123456789.,:"
+_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 2 * len(_SIGNS) + 2,
+    "eos_token_id": 2 * len(_SIGNS) + 1,
+    "initializer_range": 1.0,
+    "projection_dim": 8,
+}
 
 # kind -> class, its configuration, trained classes, new modules of another task
 KINDS = {
@@ -38,8 +48,8 @@ KINDS = {
     "clip": (
         "CLIPModel",
         {
-            "vision_config": _PLAIN,
-            "text_config": {**_TEXT, "num_attention_heads": 4, "vocab_size": 50},
+            "vision_config": {**_PLAIN, "projection_dim": 8},
+            "text_config": _TEXT,
             "projection_dim": 8,
         },
         ("classifier",),
@@ -58,11 +68,18 @@ def save(kind, folder):
         for parameter in model.parameters():  # some begin at zero, or at 1e-5
             if parameter.ndim < 2:
                 torch.nn.init.normal_(parameter, 1 if parameter.min() == 1 else 0, 0.1)
+        if kind == "clip":
+            torch.nn.init.constant_(model.logit_scale, 3)
         model.save_pretrained(folder)
         processor = transformers.ViTImageProcessorPil(
             size={"height": SIDE, "width": SIDE}
         )
         processor.save_pretrained(folder)
+        if kind == "clip":
+            words = [*_SIGNS, *(f"{sign}</w>" for sign in _SIGNS)]
+            words += ["<|startoftext|>", "<|endoftext|>"]
+            vocabulary = {word: i for i, word in enumerate(words)}
+            transformers.CLIPTokenizer(vocabulary, []).save_pretrained(folder)
     return folder
 
 
@@ -78,9 +95,9 @@ def pictures(folder, count=12, side=SIDE):
     return folder
 
 
-def experiment(model, images, *more):
+def experiment(model, images, *more, name="image-classification"):
     return compose(
-        "image-classification",
+        name,
         [
             f"model.path={model}",
             "model.dtype=fp32",

@@ -10,6 +10,7 @@ from loralab.config.compose import PRESETS, presets
 from loralab.errors import ConfigError, ConfigErrors
 
 NEEDS_A_FILE = {
+    "zero-shot-image-classification",
     "image-classification",
     "text-classification",
     "instruction-tuning",

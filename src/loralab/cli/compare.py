@@ -128,7 +128,7 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
 
     metric, values = record["metric"], record["values"]
     gap, majority = values.get("difference"), record["majority"]
-    new_head = " (its head untrained)" if majority is not None else ""
+    new_head = " (its head untrained)" if record["new_head"] else ""
     return {
         "base model": record["base"] + new_head,
         "metric (rows)": f"{metric} ({record['rows']:,})",

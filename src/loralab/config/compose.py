@@ -17,7 +17,7 @@ from loralab.config.schema import ExperimentConfig
 from loralab.errors import ConfigError, nearest
 
 PRESETS = Path(__file__).parent / "presets"
-GROUPS = ("model", "data", "peft", "training", "evaluation")
+GROUPS = ("model", "data", "prompts", "peft", "training", "evaluation")
 
 
 @cache

@@ -35,6 +35,10 @@ Supervision = Literal["example", "token", "next-token", "span", "sequence"]
 """
 
 
+Classes = Sequence[str] | Mapping[str, Sequence[str]]
+"""The names of classes in order; or name -> the sentences that a head is written by."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """Model inputs, one entry an example.
@@ -182,6 +186,14 @@ class GeneratingTask(DataPreprocessor, Protocol):
 def generates(task: DataPreprocessor) -> TypeGuard[GeneratingTask]:
     """Whether a task's answers are written token by token."""
     return hasattr(task, "prompt")
+
+
+def classes_of(state: Mapping[str, Any]) -> Classes:
+    """Return what a base must know of a task's classes, from what the task learnt."""
+    labels = state.get("labels", ())
+    if prompts := state.get("prompts"):
+        return dict(zip(labels, prompts, strict=True))
+    return tuple(labels)
 
 
 def get_preprocessor(task: TaskConfig) -> DataPreprocessor:

@@ -45,6 +45,9 @@ def record(run: Run, split: str) -> dict[str, Any]:
         "better": result["better"][metric],
         "values": result["metrics"][metric],
         "majority": result.get("majority"),
+        "new_head": bool(
+            content["base"].get("new_modules", result.get("majority") is not None)
+        ),
         "rows": result["measured_rows"],
         "confidence": result["confidence"],
         "caution": content.get("data", {}).get("caution"),

@@ -19,12 +19,12 @@ from loralab.data.batching import (
     unit_lengths,
     units,
 )
-from loralab.data.examples import Examples, get_preprocessor
+from loralab.data.examples import Classes, Examples, classes_of, get_preprocessor
 from loralab.errors import AdapterError
 from loralab.evaluation.evaluate import split_of
 from loralab.inference.load import Loaded, check_template, load_processor
 from loralab.lowrank.files import PREFIX, AdapterFolder
-from loralab.models.base import LoadedModel, load_base
+from loralab.models.base import LoadedModel, load_base, resolve_source
 from loralab.models.numerics import seed_everything
 from loralab.runs import Run
 
@@ -80,7 +80,7 @@ def base_of(run: Run) -> LoadedModel:
     model = ModelConfig(**{**config.model.model_dump(), **changes})
     task = get_preprocessor(config.task)
     seed_everything(config.training.seed)
-    return load_base(model, task.head, note["task_state"].get("labels", ()))
+    return load_base(model, task.head, classes_of(note["task_state"]))
 
 
 def load_task(
@@ -107,7 +107,7 @@ def load_task(
     examples = task(list(every.select(drawn)), processor)
     batches = _batches(examples, base.pad_id, base.numerics.device)
     kept, which = np.unique(np.asarray(examples.row), return_inverse=True)
-    head = _head(base, source)
+    head = _head(base, source) or _written(base, run, classes_of(note["task_state"]))
     return Task(name, source, head, batches, which, drawn[kept], len(every))
 
 
@@ -127,6 +127,18 @@ def _batches(examples: Examples, pad_id: int, device: str) -> list[dict[str, Ten
             made = collate(examples, [groups[batch[k]] for k in part], pad_id)
             found.append({name: tensor.to(device) for name, tensor in made.items()})
     return found
+
+
+def _written(base: LoadedModel, run: Run, classes: Classes) -> dict[str, Tensor]:
+    """Return the head that the base itself writes for a task's classes, if it does."""
+    if not isinstance(classes, Mapping):
+        return {}
+    from loralab.models.zero_shot import text_weights
+
+    config = run.config.model.model_copy(update={"revision": base.revision})
+    device = base.numerics.device
+    found = text_weights(resolve_source(config), classes, config.path, device)
+    return {"text_head.weight": found.to(device)}
 
 
 def _head(base: LoadedModel, source: AdapterFolder) -> dict[str, Tensor]:

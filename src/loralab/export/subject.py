@@ -7,7 +7,7 @@ from typing import Any
 
 from loralab.adapters.files import read_note
 from loralab.config import ExperimentConfig
-from loralab.data.examples import get_preprocessor
+from loralab.data.examples import classes_of, get_preprocessor
 from loralab.data.rows import load_rows
 from loralab.inference.load import Loaded, load_adapter
 from loralab.models.base import load_base
@@ -54,6 +54,6 @@ def subject_of(what: Run | ExperimentConfig) -> Subject:
     state = task.fit({name: list(split) for name, split in rows.splits.items()})
     seed_everything(what.training.seed)
     model = what.model.model_copy(update={"device": "cpu", "storage": None})
-    base = load_base(model, task.head, state.get("labels", ()))
+    base = load_base(model, task.head, classes_of(state))
     task.prepare(base.processor)
     return Subject(Loaded(base.model, base, task), what, None, state, rows.record())

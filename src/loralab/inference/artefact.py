@@ -18,7 +18,7 @@ from typing import Any
 from loralab import registry
 from loralab.adapters.attach import restore
 from loralab.config import ModelConfig, PEFTConfig, TaskConfig
-from loralab.data.examples import get_preprocessor
+from loralab.data.examples import classes_of, get_preprocessor
 from loralab.errors import ExportError
 from loralab.inference.load import Loaded, check_template, load_processor
 from loralab.models.base import LoadedModel
@@ -83,7 +83,7 @@ def load_artefact(folder: Path, config: ModelConfig) -> Loaded:
     task = get_preprocessor(TaskConfig(**note["task"]))
     task.restore(note["task_state"])
     shapes = empty_base(
-        _as_stored(config, note), note["head"], note["task_state"].get("labels", ())
+        _as_stored(config, note), note["head"], classes_of(note["task_state"])
     )
     processor = load_processor(folder, note["head"])
     task.prepare(processor)

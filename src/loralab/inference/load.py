@@ -15,13 +15,13 @@ from loralab.config import (
     TaskConfig,
     TrainingConfig,
 )
-from loralab.data.examples import DataPreprocessor, get_preprocessor
+from loralab.data.examples import DataPreprocessor, classes_of, get_preprocessor
 from loralab.errors import AdapterError
 from loralab.lowrank.settings import NOTE
 from loralab.merging.export.heads import Head, head_of
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.numerics import seed_everything
-from loralab.models.processors import IMAGE_HEAD
+from loralab.models.processors import IMAGE_HEADS
 from loralab.models.quiet import quiet_libraries
 from loralab.runs import Run
 
@@ -132,7 +132,7 @@ def _on_base(
     task = get_preprocessor(asked)
     task.restore(note["task_state"])
     model_config = ModelConfig(**model_fields)
-    base = load_base(model_config, task.head, note["task_state"].get("labels", ()))
+    base = load_base(model_config, task.head, classes_of(note["task_state"]))
     check_base(note, base, folder, any_storage=any_storage)
     # a merged adapter of tasks with tokenizers cut to different lengths has none, and
     # the base's own differs from what was trained with in its template at most
@@ -158,7 +158,7 @@ def load_processor(folder: Path, head: str) -> Any:
 
     auto: Any = transformers.AutoTokenizer
     options = {}
-    if head == IMAGE_HEAD:
+    if head in IMAGE_HEADS:
         auto, options = transformers.AutoImageProcessor, {"backend": "pil"}
     try:
         with quiet_libraries():

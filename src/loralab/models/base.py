@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from loralab.models.architecture import Facts, facts_of
 from loralab.models.embedded import check_folder, embedded_folder
 from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics, choose_numerics, use_tf32
-from loralab.models.processors import IMAGE_HEAD, Source, processor_of
+from loralab.models.processors import IMAGE_HEADS, ZERO_SHOT, Source, processor_of
 from loralab.models.quiet import quiet_libraries
 from loralab.models.shape import (
     COPIES,
+    OWN_HEADS,
     attention_of,
     drop_unread,
     head_settings,
-    put_probe,
+    new_modules_of,
+    put_head,
     weight_files,
 )
 from loralab.models.stored import Storage, storage_of
@@ -68,6 +70,7 @@ class LoadedModel:
             "revision": self.revision,
             "fingerprint": self.fingerprint,
             "storage": self.storage and self.storage.model_dump(mode="json"),
+            "new_modules": list(self.new_modules),
             **{k: v for k, v in asdict(self.facts).items() if k != "linear"},
         }
 
@@ -176,14 +179,17 @@ def _known_types() -> set[str]:
 
 
 def load_base(
-    config: ModelConfig, head: str, labels: Sequence[str] = ()
+    config: ModelConfig,
+    head: str,
+    labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
 ) -> LoadedModel:
     """Load a base model for a task.
 
     Args:
         config: Path, revision, dtype, device, storage.
         head: A key of `loralab.models.forward.HEADS`.
-        labels: Class names, for a classification head.
+        labels: Class names, for a classification head; of a head that is written, each
+            with its prompts.
 
     Returns:
         The model in evaluation mode; base weights in the chosen dtype or quantized, a
@@ -196,10 +202,13 @@ def load_base(
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config)
     _check_folder(source.folder, config.path)
+    check_head(source, config.path, head)
     processor = processor_of(source, config.path, head)
     load_from = source.load_from
     storage = storage_of(config, source.folder, load_from, numerics, head, labels)
     model, new = _load_model(config, source, numerics, head, labels, storage)
+    if isinstance(labels, Mapping):
+        _write_head(model, source, labels, config.path, numerics)
     facts = storage.finish(model) if storage else facts_of(model, new)
     if head == "sequence-classification":
         # a decoder is read at the last token that is no padding
@@ -225,6 +234,31 @@ def load_base(
     )
 
 
+def _write_head(
+    model: Any,
+    source: Source,
+    classes: Mapping[str, Sequence[str]],
+    path: str,
+    numerics: Numerics,
+) -> None:
+    from loralab.models.zero_shot import text_weights
+
+    found = text_weights(source, classes, path, numerics.device)
+    model.text_head.weight.copy_(found)
+
+
+def check_head(source: Source, path: str, head: str) -> None:
+    """Refuse a model that cannot have a head, before its weights are read.
+
+    Raises:
+        ModelError: its classes are to be named in sentences, which it cannot read.
+    """
+    if head == ZERO_SHOT:
+        from loralab.models.zero_shot import check_towers
+
+        check_towers(source.folder, path)
+
+
 def load_processor(config: ModelConfig, head: str) -> Any:
     """Return a base model's tokenizer or image processor, without its weights."""
     return processor_of(resolve_source(config, weights=False), config.path, head)
@@ -235,7 +269,7 @@ def _load_model(
     source: Source,
     numerics: Numerics,
     head: str,
-    labels: Sequence[str],
+    labels: Collection[str],
     storage: Storage | None,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the model with the head of a task, and the modules that are new."""
@@ -251,13 +285,10 @@ def _load_model(
     if reading:  # without a map it would take the first GPU there is
         settings |= {"device_map": config.device_map or {"": numerics.device}}
     model, missing = _read(source, head, settings | reading, config.path)
-    if head == "feature-extraction":
-        new = _add_probe(model, missing, len(labels), config.path)
-    else:
-        new = _new_modules(missing, head, config.path)
-        if inside := _in_body(model, new):
-            raise _random_body(inside, config.path)
-    if head == IMAGE_HEAD:
+    new = _new_modules(model, missing, head, config.path)
+    if added := put_head(model, head, len(labels)):
+        model.get_submodule(added).to(model.device)
+    if head in IMAGE_HEADS:
         drop_unread(model)
     for name in new:
         model.get_submodule(name).float()
@@ -300,20 +331,14 @@ def _read(
     return model, [*info["missing_keys"], *other]
 
 
-def _add_probe(
-    model: Any, missing: Sequence[str], classes: int, path: str
+def _new_modules(
+    model: Any, missing: Sequence[str], head: str, path: str
 ) -> tuple[str, ...]:
-    """Put a linear probe beside the encoder, whose weights must all be there."""
-    body = [key for key in missing if not key.startswith("pooler.")]
-    if body:
-        raise _random_body(body, path)
-    put_probe(model, classes)
-    model.probe.to(model.device)
-    return ("probe",)
-
-
-def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...]:
-    """Return the top modules of missing weights; a language model may miss none."""
+    """Return the modules that are new; a language model, or a body, may miss none."""
+    if head in OWN_HEADS:
+        if body := [key for key in missing if not key.startswith("pooler.")]:
+            raise _random_body(body, path)
+        return new_modules_of(model, head, Path())
     if missing and not HEADS[head].may_be_new:
         raise ModelError(
             f"{len(missing)} weights are missing, such as {sorted(missing)[0]}",
@@ -321,7 +346,10 @@ def _new_modules(missing: Sequence[str], head: str, path: str) -> tuple[str, ...
             why="they would be random",
             fix="choose a model that was trained for generation",
         )
-    return tuple(sorted({key.rpartition(".")[0] for key in missing}))
+    new = tuple(sorted({key.rpartition(".")[0] for key in missing}))
+    if inside := _in_body(model, new):
+        raise _random_body(inside, path)
+    return new
 
 
 def _in_body(model: Any, names: Sequence[str]) -> list[str]:

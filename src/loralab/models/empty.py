@@ -6,11 +6,11 @@ no memory, and `loralab.adapters.attach` works on it as on a loaded one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loralab.config import ModelConfig
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel, resolve_source
+from loralab.models.base import LoadedModel, check_head, resolve_source
 from loralab.models.numerics import choose_numerics
 from loralab.models.processors import processor_of
 from loralab.models.shape import build_shape, new_modules_of
@@ -20,7 +20,7 @@ from loralab.models.stored import storage_of
 def empty_base(
     config: ModelConfig,
     head: str,
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
     *,
     layers: int | None = None,
 ) -> LoadedModel:
@@ -29,7 +29,7 @@ def empty_base(
     Args:
         config: Path, revision, dtype, device, storage.
         head: A key of `loralab.models.forward.HEADS`.
-        labels: Class names, for a classification head.
+        labels: As `loralab.models.base.load_base` takes them.
         layers: Build only so many layers.
 
     Raises:
@@ -37,6 +37,7 @@ def empty_base(
     """
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config, weights=False)
+    check_head(source, config.path, head)
     processor = processor_of(source, config.path, head)
     load_from = source.load_from
     model = build_shape(config, load_from, numerics, head, labels, layers)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loralab.models.numerics import Numerics
+from loralab.models.processors import ZERO_SHOT
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +80,16 @@ def _classify(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
 
 def _see(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
     """Return the logits of images, of the model's own size or another."""
-    options = {}
-    if _interpolates(model, batch["pixel_values"].shape[-2:]):
-        options["interpolate_pos_encoding"] = True
     with numerics.autocast():
-        logits_BC: torch.Tensor = model(**_inputs(batch), **options).logits
+        found = model(**_inputs(batch), **_options(model, batch))
+    logits_BC: torch.Tensor = found.logits
     return logits_BC
+
+
+def _options(model: Any, batch: Batch) -> dict[str, bool]:
+    """Return what a model must be told beside the images."""
+    odd = _interpolates(model, batch["pixel_values"].shape[-2:])
+    return {"interpolate_pos_encoding": True} if odd else {}
 
 
 def _interpolates(model: Any, size: Sequence[int]) -> bool:
@@ -154,6 +159,14 @@ def _probe(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
     return found
 
 
+def _match(model: Any, batch: Batch, numerics: Numerics) -> torch.Tensor:
+    """Return the likeness of images to the sentences of the classes, [B, C] fp32."""
+    with numerics.autocast():
+        features_BP = model(**_inputs(batch), **_options(model, batch)).image_embeds
+    found: torch.Tensor = _base_of(model).text_head(features_BP)
+    return found
+
+
 @dataclass(frozen=True)
 class Head:
     """What a task asks of a model.
@@ -182,6 +195,7 @@ HEADS = {
         "AutoModelForQuestionAnswering", "QUESTION_ANS", _span, True
     ),
     "image-classification": Head("AutoModelForImageClassification", None, _see, True),
+    ZERO_SHOT: Head("CLIPVisionModelWithProjection", None, _match, False),
     "causal-lm": Head("AutoModelForCausalLM", "CAUSAL_LM", _next_token, False),
     "seq2seq-lm": Head("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", _sequence, False),
     "feature-extraction": Head("AutoModel", "FEATURE_EXTRACTION", _probe, True),

@@ -26,13 +26,16 @@ class Source:
     folder: Path
 
 
-IMAGE_HEAD = "image-classification"
-"""The key of `loralab.models.forward.HEADS` whose inputs are images."""
+ZERO_SHOT = "zero-shot-image-classification"
+"""The key of `loralab.models.forward.HEADS` whose classes are named in sentences."""
+
+IMAGE_HEADS = ("image-classification", ZERO_SHOT)
+"""The keys of `loralab.models.forward.HEADS` whose inputs are images."""
 
 
 def processor_of(source: Source, path: str, head: str) -> Any:
     """Return a base model's tokenizer, or its image processor where the head sees."""
-    if head == IMAGE_HEAD:
+    if head in IMAGE_HEADS:
         return load_image_processor(source, path)
     return load_tokenizer(source, path)
 

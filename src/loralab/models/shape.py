@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from loralab.config import ModelConfig
 from loralab.errors import ModelError
 from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics
-from loralab.models.processors import IMAGE_HEAD
+from loralab.models.processors import IMAGE_HEADS, ZERO_SHOT
 from loralab.models.quiet import quiet_libraries
 
 COPIES = "consolidated*"
@@ -34,12 +34,16 @@ def attention_of(config: ModelConfig, head: str, numerics: Numerics) -> str | No
     """
     if config.attn_implementation != "best":
         return config.attn_implementation
-    return "eager" if head == IMAGE_HEAD and numerics.device == "cpu" else None
+    return "eager" if head in IMAGE_HEADS and numerics.device == "cpu" else None
 
 
-def head_settings(head: str, labels: Sequence[str]) -> dict[str, Any]:
+OWN_HEADS = {"feature-extraction": "probe", ZERO_SHOT: "text_head"}
+"""Heads that are put beside transformers' model, and their names."""
+
+
+def head_settings(head: str, labels: Collection[str]) -> dict[str, Any]:
     """Return what a model's configuration must know of its classes."""
-    if not labels or head == "feature-extraction":  # the encoder has no head of its own
+    if not labels or head in OWN_HEADS:  # the class has no head
         return {}
     return {
         "id2label": dict(enumerate(labels)),
@@ -48,13 +52,23 @@ def head_settings(head: str, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def put_probe(model: Any, classes: int) -> None:
-    """Add a linear layer ``probe``, and take off a pooler that nothing reads."""
+def put_head(model: Any, head: str, classes: int) -> str | None:
+    """Add the head that transformers has no class with, and return its name.
+
+    A linear layer ``probe``, and a pooler that nothing reads is taken off; or a
+    ``text_head``, whose weight is to be written.
+    """
     from torch import nn
 
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    model.probe = nn.Linear(model.config.get_text_config().hidden_size, classes)
+    if head == "feature-extraction":
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        model.probe = nn.Linear(model.config.get_text_config().hidden_size, classes)
+    if head == ZERO_SHOT:
+        from loralab.models.zero_shot import TextHead
+
+        model.text_head = TextHead(classes, model.config.projection_dim)
+    return OWN_HEADS.get(head)
 
 
 def drop_unread(model: Any) -> None:
@@ -78,7 +92,7 @@ def build_shape(
     load_from: str,
     numerics: Numerics,
     head: str,
-    labels: Sequence[str],
+    labels: Collection[str],
     layers: int | None = None,
 ) -> Any:
     """Return transformers' model on the meta device.
@@ -105,16 +119,17 @@ def build_shape(
                 **head_settings(head, labels),
             )
             if layers is not None:
-                cut_layers(shape, layers)
+                cut_layers(_seeing(shape) if head in IMAGE_HEADS else shape, layers)
+            cls = getattr(transformers, HEADS[head].auto_class)
+            make = cls._from_config if head == ZERO_SHOT else cls.from_config
             with torch.device("meta"):
-                model = getattr(transformers, HEADS[head].auto_class).from_config(
-                    shape,
+                model = make(
+                    _seeing(shape) if head == ZERO_SHOT else shape,
                     dtype=numerics.torch_dtype,
                     attn_implementation=attention_of(config, head, numerics),
                 )
-                if head == "feature-extraction":
-                    put_probe(model, len(labels))
-                if head == IMAGE_HEAD:
+                put_head(model, head, len(labels))
+                if head in IMAGE_HEADS:
                     drop_unread(model)
     except ValueError as error:
         raise ModelError(
@@ -123,6 +138,11 @@ def build_shape(
             why=str(error).strip().split("\n")[0],
         ) from None
     return model
+
+
+def _seeing(shape: Any) -> Any:
+    """Return the configuration of what sees: CLIP's is one of two."""
+    return getattr(shape, "vision_config", shape)
 
 
 def cut_layers(shape: Any, layers: int) -> None:
@@ -149,10 +169,10 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def new_modules_of(model: Any, head: str, folder: Path) -> tuple[str, ...]:
     """Return the modules of the head whose weights are in no file."""
-    if head == "feature-extraction":
-        return ("probe",)
     if not HEADS[head].may_be_new:
         return ()
+    if head in OWN_HEADS:
+        return (OWN_HEADS[head],)
     stored = weight_shapes(folder)
     prefix = f"{model.base_model_prefix}."
     whole = model.base_model is model  # the body is no module of its own

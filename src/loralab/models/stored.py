@@ -7,7 +7,7 @@ they come about, `loralab.quantization.formats` says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def storage_of(
     load_from: str,
     numerics: Numerics,
     head: str,
-    labels: Sequence[str] = (),
+    labels: Collection[str] = (),
     layers: int | None = None,
 ) -> Storage | None:
     """Return how the configured base is to be stored; None is float.

@@ -28,6 +28,7 @@ LOADERS = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "image-classification": "AutoModelForImageClassification",
+    "zero-shot-image-classification": "CLIPVisionModelWithProjection",
 }
 """The class of transformers that an adapter of a task stands on."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -263,4 +264,6 @@ def _usage(content: Mapping[str, Any], note: Mapping[str, Any]) -> str:
         where += ", ignore_mismatched_sizes=True"
     lines += ["", f"base = {loader}.from_pretrained({where})"]
     lines += ['model = PeftModel.from_pretrained(base, "FOLDER OR REPOSITORY")']
+    if "Projection" in loader:
+        lines += ["# model(pixel_values=…).image_embeds, against CLIP's text features"]
     return "\n".join(["## Use", "", "```python", *lines, "```"])

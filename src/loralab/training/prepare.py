@@ -18,7 +18,12 @@ from loralab.data.batching import (
     unit_lengths,
     units,
 )
-from loralab.data.examples import DataPreprocessor, Examples, get_preprocessor
+from loralab.data.examples import (
+    DataPreprocessor,
+    Examples,
+    classes_of,
+    get_preprocessor,
+)
 from loralab.data.rows import Rows, load_rows, report_lines
 from loralab.errors import ConfigError
 from loralab.models.base import LoadedModel, load_base
@@ -75,12 +80,12 @@ def prepare(
             fix="raise data.validation_fraction, or set early_stopping=null",
         )
     seed_everything(config.training.seed)
-    labels = state.get("labels", ())
+    classes = classes_of(state)
     if weights:
         tell(f"loading {config.model.path}")
-        base = load_base(config.model, task.head, labels)
+        base = load_base(config.model, task.head, classes)
     else:
-        base = empty_base(config.model, task.head, labels)
+        base = empty_base(config.model, task.head, classes)
     task.prepare(base.processor)
     tell("encoding rows")
     examples: dict[str, Examples] = {}

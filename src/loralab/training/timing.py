@@ -16,7 +16,7 @@ from loralab.data.batching import (
     unit_lengths,
     units,
 )
-from loralab.data.examples import Examples
+from loralab.data.examples import Examples, classes_of
 from loralab.models.forward import supervised_logits
 from loralab.training.prepare import Prepared, plan_of
 
@@ -102,9 +102,9 @@ def _time_layers(
     from loralab.adapters.attach import attach
     from loralab.models.empty import empty_base
 
-    config, labels = prepared.config, prepared.task_state.get("labels", ())
+    config, classes = prepared.config, classes_of(prepared.task_state)
     layers = min(layers, prepared.base.facts.layers)
-    base = empty_base(config.model, prepared.task.head, labels, layers=layers)
+    base = empty_base(config.model, prepared.task.head, classes, layers=layers)
     base = replace(base, processor=prepared.base.processor)
     model = _filled(attach(base, config.peft).model, base.numerics.device)
     train = prepared.examples["train"]

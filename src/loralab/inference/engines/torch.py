@@ -9,7 +9,7 @@ from loralab import registry
 from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics
 from loralab.models.quiet import quiet_libraries
-from loralab.models.shape import put_probe
+from loralab.models.shape import OWN_HEADS, put_head
 from loralab.registry import register
 
 
@@ -37,17 +37,21 @@ def open_model(folder: Path, note: dict[str, Any], numerics: Numerics) -> Any:
         model = entry.facts["open"](
             params, folder, auto_class, numerics.device, numerics.torch_dtype
         )
-    if head == "feature-extraction":  # transformers knows of no probe
-        _give_probe(model, folder, numerics)
+    if own := OWN_HEADS.get(head):  # transformers does not know of it
+        _give_head(model, head, own, folder, numerics)
     return model
 
 
-def _give_probe(model: Any, folder: Path, numerics: Numerics) -> None:
+def _give_head(
+    model: Any, head: str, own: str, folder: Path, numerics: Numerics
+) -> None:
     from safetensors import safe_open
 
     (written,) = folder.glob("*.safetensors")
     with safe_open(written, framework="pt") as file:
-        state = {name: file.get_tensor(f"probe.{name}") for name in ("weight", "bias")}
-    put_probe(model, len(state["bias"]))
-    model.probe.load_state_dict(state)
-    model.probe.to(numerics.device).eval()
+        names = [name for name in file.keys() if name.startswith(f"{own}.")]  # noqa: SIM118
+        state = {name.removeprefix(f"{own}."): file.get_tensor(name) for name in names}
+    put_head(model, head, len(state["weight"]))
+    module = model.get_submodule(own)
+    module.load_state_dict(state)
+    module.to(numerics.device).eval()
