@@ -57,6 +57,11 @@ class TrainingProgress:
         for line in plan_lines(plan):
             self._print(line)
 
+    def _on_features(self, event: dict[str, Any]) -> None:
+        kept = f"known after {event['seconds']:.1f} s, and no more computed"
+        word = kept if event["kept"] else f"computed in every pass: {event['why']}"
+        self._print(f"features {word}")
+
     def _start(self, what: str, total: int) -> None:
         if not self._console.is_terminal:
             return

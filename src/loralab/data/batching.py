@@ -227,6 +227,22 @@ def _supervised(labels: torch.Tensor, owner: torch.Tensor) -> dict[str, torch.Te
     }
 
 
+def _collate_whole(
+    examples: Examples, chosen: Sequence[int], draw: Draw | None
+) -> dict[str, torch.Tensor]:
+    """Collate what has no tokens to pad: features, or images."""
+    import torch
+
+    owner_B = torch.tensor(chosen)
+    labels_B = torch.tensor([examples.labels[i] for i in chosen])
+    if examples.features is not None:
+        inputs = {"features": examples.features[owner_B]}
+    else:
+        assert examples.pixels is not None
+        inputs = {"pixel_values": examples.pixels.batch(chosen, draw)}
+    return {**inputs, "labels": labels_B, "example": owner_B}
+
+
 def positions(examples: Examples, made: Mapping[str, torch.Tensor]) -> int:
     """Return what a batch costs: its tokens with the padding, or those of its images.
 
@@ -234,6 +250,9 @@ def positions(examples: Examples, made: Mapping[str, torch.Tensor]) -> int:
         examples: What the batch was made of.
         made: What `collate` returned.
     """
+    if examples.features is not None:
+        lengths = examples.lengths
+        return sum(lengths[i] for i in made["example"].tolist())
     if examples.pixels is not None:
         return len(made["pixel_values"]) * examples.pixels.tokens
     return made["input_ids"].numel()
@@ -255,11 +274,12 @@ def collate(
 
     Returns:
         ``input_ids`` [B, T] int64, or of images ``pixel_values`` [B, 3, H, W] fp32, of
-        which no mask is told; what is supervised: ``labels`` [N] int64,
-        ``example`` [N] (the example each belongs to) and, where tokens are supervised,
-        ``places`` [N] (where in the flattened [B, T], or [B, S] of the decoder; under
-        ``next-token`` the label is the id of the token after it); under ``span`` N is
-        2B: first, last, first, last …; under ``sequence`` also ``targets`` [B, S]; and
+        which no mask is told, or ``features`` [B, D] where these are known; what is
+        supervised: ``labels`` [N] int64, ``example`` [N] (the example each belongs to)
+        and, where tokens are supervised, ``places`` [N] (where in the flattened
+        [B, T], or [B, S] of the decoder; under ``next-token`` the label is the id of
+        the token after it); under ``span`` N is 2B: first, last, first, last …; under
+        ``sequence`` also ``targets`` [B, S]; and
         either ``attention_mask`` [B, T] or, under packing, ``position_ids`` [B, T] that
         restart with every example and with the padding, so that attention keeps
         them apart (transformers derives the block mask when no mask is given).
@@ -269,10 +289,8 @@ def collate(
     if examples.supervision == "next-token":
         return _collate_packs(examples, batch, pad_id)
     chosen = [unit[0] for unit in batch]
-    if examples.pixels is not None:
-        images = {"pixel_values": examples.pixels.batch(chosen, draw)}
-        labels = torch.tensor([examples.labels[i] for i in chosen])
-        return {**images, "labels": labels, "example": torch.tensor(chosen)}
+    if examples.features is not None or examples.pixels is not None:
+        return _collate_whole(examples, chosen, draw)
     ids = [examples.input_ids[i] for i in chosen]
     ids_BT = _padded(ids, pad_id)
     lengths_B = torch.tensor([len(x) for x in ids])

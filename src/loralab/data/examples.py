@@ -14,6 +14,7 @@ from loralab.config import TaskConfig
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from loralab.data.pixels import Pixels
@@ -52,6 +53,7 @@ class Examples:
         token_type_ids: Which text of a pair a token is of, where the model asks.
         pixels: The images, if the examples are images: each has as many tokens as the
             model makes of it, its patches and the class token.
+        features: What a frozen base says of each, [E, D]; given to the head alone.
         extra: What the task's `read` needs to know of an example.
         notes: What was done to rows on the way, as counts (``truncated``, …).
     """
@@ -63,6 +65,7 @@ class Examples:
     capacity: int | None = None
     token_type_ids: list[list[int]] | None = None
     pixels: Pixels | None = None
+    features: torch.Tensor | None = None
     extra: list[Any] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
 

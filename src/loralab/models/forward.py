@@ -202,6 +202,21 @@ HEADS = {
 }
 
 
+def _head_alone(
+    model: Any, features_BD: torch.Tensor, base: LoadedModel
+) -> torch.Tensor:
+    """Return the logits of a base's one new head, [B, C], on what would enter it."""
+    (name,) = base.new_modules
+    head = _base_of(model).get_submodule(name)
+    found: torch.Tensor
+    if HEADS[base.head].forward is _probe:
+        found = head(features_BD)
+    else:
+        with base.numerics.autocast():
+            found = head(features_BD)
+    return found
+
+
 def supervised_logits(
     model: Any, batch: Batch, base: LoadedModel
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -216,5 +231,8 @@ def supervised_logits(
         ``logits`` [N, C] fp32, ``labels`` [N] int64, ``example`` [N] int64; by example
         in the order of its labels.
     """
-    logits_NC = HEADS[base.head].forward(model, batch, base.numerics)
+    if "features" in batch:
+        logits_NC = _head_alone(model, batch["features"], base)
+    else:
+        logits_NC = HEADS[base.head].forward(model, batch, base.numerics)
     return logits_NC.float(), batch["labels"], batch["example"]

@@ -167,6 +167,7 @@ def _run_training(
     log.rewind(step_of(start) if start else 0)
     log.emit("plan", **plan)
     try:
+        _keep_features(prepared, plan, log)
         training = _fit(run, prepared, log, start, callbacks)
         log.tell("saving")
         _save(run, prepared)
@@ -191,6 +192,23 @@ def _run_training(
         peak_memory_bytes=peak_memory_bytes(),
     )
     log.emit("complete", run=str(run.path))
+
+
+def _keep_features(prepared: Prepared, plan: dict[str, Any], log: EventLog) -> None:
+    """Compute what enters a linear probe once, or say why not."""
+    from loralab.training.features import changes, with_features
+
+    if prepared.config.peft.name != "linear-probe":
+        return
+    began, found = time.perf_counter(), None
+    if not (why := changes(prepared, plan["steps"] / plan["steps_per_epoch"])):
+        log.tell("preparing", what="reading what enters the probe, once")
+        size = prepared.config.evaluation.per_device_eval_batch_size
+        found = with_features(prepared, size)
+        why = "" if found else "its output is not what the model answers"
+    prepared.examples = found or prepared.examples
+    seconds = round(time.perf_counter() - began, 3)
+    log.emit("features", kept=found is not None, why=why, seconds=seconds)
 
 
 def _evaluate(
