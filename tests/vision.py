@@ -1,11 +1,16 @@
 """Tiny random vision models of every class that is loaded, and images to learn."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 import transformers
 from PIL import Image
 
 from loralab import compose
+from loralab.models.architecture import facts_of
+from loralab.models.base import LoadedModel
+from loralab.models.numerics import Numerics
 from loralab.models.quiet import quiet_libraries
 
 SIDE, PATCH, WIDTH = 16, 8, 32
@@ -109,4 +114,57 @@ def experiment(model, images, *more, name="image-classification"):
             "evaluation.resamples=200",
             *more,
         ],
+    )
+
+
+class Fused(transformers.PreTrainedModel):
+    """A ViT as timm writes it: query, key and value in one module."""
+
+    config_class = transformers.ViTConfig
+    base_model_prefix = "timm_model"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        width, nn = config.hidden_size, torch.nn
+        body, block = nn.Module(), nn.Module()
+        block.attn, block.mlp = nn.Module(), nn.Module()
+        block.attn.qkv = nn.Linear(width, 3 * width)
+        block.attn.proj = nn.Linear(width, width)
+        block.mlp.fc1, block.mlp.fc2 = nn.Linear(width, 64), nn.Linear(64, width)
+        body.patch_embed = nn.Module()
+        body.patch_embed.proj = nn.Conv2d(3, width, PATCH, PATCH)
+        body.blocks = nn.ModuleList([block])
+        self.timm_model, self.classifier = body, nn.Linear(width, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        body = self.timm_model
+        block = body.blocks[0]
+        x = body.patch_embed.proj(pixel_values).flatten(2).transpose(1, 2)
+        q, k, v = block.attn.qkv(x).chunk(3, -1)
+        x = x + block.attn.proj((q @ k.mT).softmax(-1) @ v)
+        x = x + block.mlp.fc2(block.mlp.fc1(x).relu())
+        return SimpleNamespace(logits=self.classifier(x.mean(1)))
+
+
+def fused():
+    """Return such a model, with random weights that are the same every time."""
+    config = transformers.ViTConfig(hidden_size=WIDTH, num_labels=3)
+    config.model_type = "timm_wrapper"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Fused(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.2)
+    return model
+
+
+def fused_base():
+    """Return it as a base whose head is new."""
+    model = fused()
+    facts, numerics = facts_of(model, ("classifier",)), Numerics("cpu", "fp32", "test")
+    return LoadedModel(
+        *(model, None, "image-classification", facts, numerics),
+        *(("classifier",), ".", None, "0" * 64),
     )

@@ -3,12 +3,10 @@
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
 from safetensors import safe_open
 
@@ -19,16 +17,13 @@ from loralab.adapters.site import Site
 from loralab.config import ModelConfig, PEFTConfig
 from loralab.data.batching import collate
 from loralab.errors import AdapterError, DataError, ModelError
-from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel
 from loralab.models.empty import empty_base
 from loralab.models.forward import supervised_logits
-from loralab.models.numerics import Numerics
 from loralab.publishing.card import model_card
 from loralab.runs import Run
 from loralab.training.prepare import prepare
 from tests.cli import loralab
-from tests.vision import KINDS, PATCH, SIDE, WIDTH, experiment, pictures, save
+from tests.vision import KINDS, SIDE, WIDTH, experiment, fused_base, pictures, save
 
 HEAD = "image-classification"
 LABELS = ["blue", "green", "red"]
@@ -246,50 +241,13 @@ def test_a_text_model_is_no_vision_model(folder):
         )
 
 
-class Fused(transformers.PreTrainedModel):
-    """A ViT as timm writes it: query, key and value in one module."""
-
-    config_class = transformers.ViTConfig
-    base_model_prefix = "timm_model"
-    main_input_name = "pixel_values"
-
-    def __init__(self, config):
-        super().__init__(config)
-        width, nn = config.hidden_size, torch.nn
-        body, block = nn.Module(), nn.Module()
-        block.attn, block.mlp = nn.Module(), nn.Module()
-        block.attn.qkv = nn.Linear(width, 3 * width)
-        block.attn.proj = nn.Linear(width, width)
-        block.mlp.fc1, block.mlp.fc2 = nn.Linear(width, 64), nn.Linear(64, width)
-        body.patch_embed = nn.Module()
-        body.patch_embed.proj = nn.Conv2d(3, width, PATCH, PATCH)
-        body.blocks = nn.ModuleList([block])
-        self.timm_model, self.classifier = body, nn.Linear(width, config.num_labels)
-        self.post_init()
-
-    def forward(self, pixel_values):
-        body = self.timm_model
-        block = body.blocks[0]
-        x = body.patch_embed.proj(pixel_values).flatten(2).transpose(1, 2)
-        q, k, v = block.attn.qkv(x).chunk(3, -1)
-        x = x + block.attn.proj((q @ k.mT).softmax(-1) @ v)
-        x = x + block.mlp.fc2(block.mlp.fc1(x).relu())
-        return SimpleNamespace(logits=self.classifier(x.mean(1)))
-
-
 def test_a_fused_projection_counts_as_one_module_of_three():
-    config = transformers.ViTConfig(hidden_size=WIDTH, num_labels=3)
-    config.model_type = "timm_wrapper"
-    model = Fused(config)
-    facts = facts_of(model, ("classifier",))
+    base = fused_base()
+    facts = base.facts
     assert facts.fused == {"qkv": 3}
     assert [name.removeprefix("timm_model.blocks.0.") for name in facts.linear] == [
         "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2",
     ]  # fmt: skip
-    numerics = Numerics("cpu", "fp32", "test")
-    base = LoadedModel(
-        model, None, HEAD, facts, numerics, ("classifier",), ".", None, "0" * 64
-    )
     with pytest.raises(AdapterError, match="cannot adapt query and value alone"):
         attach(base, PEFTConfig(params={"target_modules": "qv"}))
     params = {"target_modules": "attention", "rank": 4}

@@ -15,7 +15,7 @@ from peft import (
 )
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from loralab.adapters.methods.qa_lora import QALoraParams, qa_lora_config
 from loralab.adapters.qalora import (
@@ -30,10 +30,18 @@ from loralab.errors import AdapterError, QuantizationError
 from loralab.quantization.affine import AffineWeight, dequantize, quantize
 from loralab.quantization.linear import AffineLinear, quantize_modules
 from tests.tiny import tiny
+from tests.vision import SIDE, fused, save
 
 few = settings(max_examples=15, deadline=None)
 EPS = torch.finfo(torch.float32).eps
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS = {
+    "llama": [
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ],
+    "vit": ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
+    "fused": ["qkv", "attn.proj", "mlp.fc1", "mlp.fc2"],
+}
+FOUND = {"llama": 14, "vit": 12, "fused": 4}
 
 
 def layer(dtype=torch.float32, bits=4, group=32, pool=None, size=0.03, shape=(24, 128)):
@@ -218,77 +226,116 @@ def test_a_on_sums_begins_with_the_variance_that_lora_has():
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return tiny("llama", tmp_path_factory.mktemp("llama"))
+def folders(tmp_path_factory):
+    made = tmp_path_factory.mktemp("models")
+    return {"llama": tiny("llama", made / "llama"), "vit": save("vit", made / "vit")}
 
 
-def quantized(folder, bits=4):
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    names = [n for n, _ in base.named_modules() if n.rpartition(".")[2] in TARGETS]
-    assert len(names) == 14
+@pytest.fixture(scope="module")
+def llama(folders):
+    return folders["llama"], "llama"
+
+
+@pytest.fixture(scope="module", params=["llama", "vit", "fused"])
+def model_of(request, folders):
+    """A language model, a ViT, and one whose query, key and value are one module."""
+    return folders.get(request.param), request.param
+
+
+def quantized(told, bits=4):
+    folder, kind = told
+    if kind == "fused":
+        base = fused()
+    else:
+        auto = AutoModelForCausalLM
+        if kind == "vit":
+            auto = AutoModelForImageClassification
+        base = auto.from_pretrained(folder, dtype=torch.float32)
+    ends = tuple(f".{name}" for name in TARGETS[kind])
+    names = [n for n, m in base.named_modules() if n.endswith(ends)]
+    assert len(names) == FOUND[kind]
     quantize_modules(base, names, bits, 16)
     return base
 
 
-def adapted(folder, **params):
+def adapted(told, **params):
     torch.manual_seed(0)
     chosen = QALoraParams(group_size=16, rank=4, **params)
-    return get_peft_model(quantized(folder), qa_lora_config(chosen, TARGETS))
+    config = qa_lora_config(chosen, TARGETS[told[1]])
+    return get_peft_model(quantized(told), config)
 
 
-def trained(folder, steps=8, **params):
-    """Return a model after a few steps, its losses and the ids it saw."""
-    model = adapted(folder, **params)
-    ids = torch.randint(0, 300, (4, 12), generator=torch.Generator().manual_seed(1))
+def given_to(kind):
+    """What a model of a kind is given, and the labels."""
+    draw = torch.Generator().manual_seed(1)
+    if kind == "llama":
+        ids = torch.randint(0, 300, (4, 12), generator=draw)
+        return {"input_ids": ids}, ids
+    pixels = torch.randn(12, 3, SIDE, SIDE, generator=draw)
+    return {"pixel_values": pixels}, torch.arange(12) % 3
+
+
+def loss_of(model, inputs, labels):
+    logits = model(**inputs).logits
+    if "input_ids" in inputs:
+        logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return functional.cross_entropy(logits, labels)
+
+
+def trained(told, steps=8, **params):
+    """Return a model after a few steps, its losses and what it was given."""
+    model = adapted(told, **params)
+    inputs, labels = given_to(told[1])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     optimizer.param_groups[0]["lr"] = 5e-3
     losses = []
     for _ in range(steps):
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = loss_of(model, inputs, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss))
-    return model.eval(), losses, ids
+    return model.eval(), losses, inputs
 
 
-def test_it_trains_and_merges_without_loss(llama):
-    model, losses, ids = trained(llama, dropout=0.05)
+def test_it_trains_and_merges_without_loss(model_of):
+    model, losses, inputs = trained(model_of, dropout=0.05)
     assert losses[-1] < losses[0] - 0.2
     layers = [m for m in model.modules() if isinstance(m, QALoraLinear)]
-    assert len(layers) == 14
+    assert len(layers) == FOUND[model_of[1]]
     live = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert len(live) == 28
+    assert len(live) == 2 * len(layers)
     assert all("lora_" in name for name in live)
     codes = [stored(m.base_layer)[:2] for m in layers]
     with torch.no_grad():
-        before = model(input_ids=ids).logits
+        before = model(**inputs).logits
         with model.disable_adapter():
-            base = model(input_ids=ids).logits
+            base = model(**inputs).logits
         merged = model.merge_and_unload()
-        after = merged(input_ids=ids).logits
+        after = merged(**inputs).logits
     assert float((before - base).abs().max()) > 0.1
     torch.testing.assert_close(after, before, rtol=0, atol=2e-5)
     found = [m for m in merged.modules() if isinstance(m, AffineLinear)]
-    assert len(found) == 14
+    assert len(found) == len(layers)
     assert not any(isinstance(m, QALoraLinear) for m in merged.modules())
     for module, (old, scales) in zip(found, codes, strict=True):
         assert torch.equal(module.codes, old)
         assert torch.equal(module.scales, scales)
 
 
-def test_an_adapter_returns_to_a_base_quantized_again(llama):
-    model, _, ids = trained(llama, steps=2)
+def test_an_adapter_returns_to_a_base_quantized_again(model_of):
+    model, _, inputs = trained(model_of, steps=2)
     state = get_peft_model_state_dict(model)
-    again = adapted(llama)
+    again = adapted(model_of)
     set_peft_model_state_dict(again, state)
     with torch.no_grad():
-        wanted = model(input_ids=ids).logits
-        assert torch.equal(again.eval()(input_ids=ids).logits, wanted)
+        wanted = model(**inputs).logits
+        assert torch.equal(again.eval()(**inputs).logits, wanted)
 
 
 def test_two_adapters_and_mixed_batches(llama):
-    model, _, ids = trained(llama, steps=2)
+    model, _, inputs = trained(llama, steps=2)
+    ids = inputs["input_ids"]
     config = copy.copy(model.peft_config["default"])
     model.add_adapter("second", register(config))
     with torch.no_grad():
@@ -299,8 +346,8 @@ def test_two_adapters_and_mixed_batches(llama):
     torch.testing.assert_close(mixed, torch.cat([wanted, base]), rtol=0, atol=1e-5)
 
 
-def test_it_is_a_plain_lora_on_the_dequantized_base(llama, tmp_path):
-    model, _, ids = trained(llama, steps=2)
+def test_it_is_a_plain_lora_on_the_dequantized_base(model_of, tmp_path):
+    model, _, inputs = trained(model_of, steps=2)
     state = get_peft_model_state_dict(model)
     plain = to_plain(state, 16)
     back = from_plain(plain, 16)
@@ -309,16 +356,16 @@ def test_it_is_a_plain_lora_on_the_dequantized_base(llama, tmp_path):
     model.save_pretrained(tmp_path)  # the configuration is plain LoRA's
     config = LoraConfig.from_pretrained(tmp_path)
     assert (config.qalora_group_size, config.use_qalora) == (16, False)
-    base = quantized(llama)
+    base = quantized(model_of)
     for name, module in list(base.named_modules()):
         if isinstance(module, AffineLinear):
             base.set_submodule(name, module.to_linear())
     elsewhere = get_peft_model(base, config).eval()
     set_peft_model_state_dict(elsewhere, plain)
     with torch.no_grad():
-        wanted = model(input_ids=ids).logits
+        wanted = model(**inputs).logits
         torch.testing.assert_close(
-            elsewhere(input_ids=ids).logits, wanted, rtol=0, atol=2e-5
+            elsewhere(**inputs).logits, wanted, rtol=0, atol=2e-5
         )
 
 
@@ -331,16 +378,16 @@ def test_an_adapter_that_is_no_qa_lora_is_refused():
 
 
 def test_plain_peft_refuses_the_quantized_base_and_the_pooled_file(llama, tmp_path):
-    config = LoraConfig(r=4, target_modules=TARGETS)
+    config = LoraConfig(r=4, target_modules=TARGETS["llama"])
     with pytest.raises(ValueError, match="AffineLinear"):
         get_peft_model(quantized(llama), config)
     adapted(llama).save_pretrained(tmp_path)
-    base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(llama[0], dtype=torch.float32)
     with pytest.raises(RuntimeError, match="size mismatch"):
         PeftModel.from_pretrained(base, tmp_path)
 
 
 def test_a_width_that_groups_do_not_divide_is_refused(llama):
-    base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(llama[0], dtype=torch.float32)
     with pytest.raises(QuantizationError, match="48 is no multiple of the group 32"):
         quantize_modules(base, ["model.layers.0.mlp.down_proj"], 4, 32)

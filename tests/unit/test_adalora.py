@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from tests.tiny import VOCABULARY, tiny
+from tests.vision import SIDE, fused, fused_base, save
 from torch.nn.functional import cross_entropy
 
 from loralab.adapters.adalora import (
@@ -42,20 +43,28 @@ from loralab.training.checkpoint import (
 LABELS = ("a", "b", "c")
 SMALL = {"init_rank": 3, "target_rank": 2, "alpha": 6}
 STEPS = 14
+HEADS = {
+    "bert": "sequence-classification",
+    "gpt2": "causal-lm",
+    "vit": "image-classification",
+}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = tmp_path_factory.mktemp("models")
-    return {kind: tiny(kind, made / kind) for kind in ("bert", "gpt2")}
+    found = {kind: tiny(kind, made / kind) for kind in ("bert", "gpt2")}
+    return {**found, "vit": save("vit", made / "vit"), "fused": made}
 
 
 def adapted(folder, kind="bert", steps=STEPS, shares=(0.1, 0.3), **params):
     """An AdaLoRA model on a tiny base, its schedule set."""
-    head = "sequence-classification" if kind == "bert" else "causal-lm"
     seed_everything(0)
-    config = ModelConfig(path=str(folder), dtype="fp32", device="cpu")
-    base = load_base(config, head, LABELS if kind == "bert" else ())
+    if kind == "fused":
+        base = fused_base()
+    else:
+        config = ModelConfig(path=str(folder), dtype="fp32", device="cpu")
+        base = load_base(config, HEADS[kind], () if kind == "gpt2" else LABELS)
     made = attach(base, PEFTConfig(name="adalora", params={**SMALL, **params}))
     set_schedule(made.model, steps, *shares)
     return made.model
@@ -63,13 +72,17 @@ def adapted(folder, kind="bert", steps=STEPS, shares=(0.1, 0.3), **params):
 
 def batch(kind, step):
     drawn = torch.Generator().manual_seed(step)
+    if kind in ("vit", "fused"):
+        pixels = torch.randn(8, 3, SIDE, SIDE, generator=drawn)
+        return {"pixel_values": pixels}, torch.randint(0, 3, (8,), generator=drawn)
     ids = torch.randint(5, VOCABULARY, (8, 12), generator=drawn)
-    return ids, ids if kind == "gpt2" else torch.randint(0, 3, (8,), generator=drawn)
+    labels = ids if kind == "gpt2" else torch.randint(0, 3, (8,), generator=drawn)
+    return {"input_ids": ids}, labels
 
 
 def loss_of(model, kind, step):
-    ids, labels = batch(kind, step)
-    logits = model(input_ids=ids).logits
+    inputs, labels = batch(kind, step)
+    logits = model(**inputs).logits
     if kind == "gpt2":
         return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     return cross_entropy(logits, labels)
@@ -320,20 +333,33 @@ def test_pefts_loss_is_cross_entropy_and_more_than_a_nat():
     assert model(x).loss == clean
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_what_is_saved_is_plain_lora_with_the_same_logits(folders, kind, tmp_path):
+def fresh(folder, kind):
+    """Return a base as transformers alone gives it."""
     import transformers
 
+    if kind == "fused":
+        return fused()
+    if kind == "gpt2":
+        return transformers.AutoModelForCausalLM.from_pretrained(folder)
+    auto = transformers.AutoModelForSequenceClassification
+    if kind == "vit":
+        auto = transformers.AutoModelForImageClassification
+    return auto.from_pretrained(folder, num_labels=3, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit", "fused"])
+def test_what_is_saved_is_plain_lora_with_the_same_logits(folders, kind, tmp_path):
     model = adapted(folders[kind], kind, init_rank=2, target_rank=1, alpha=40)
     run(model, 1, STEPS, kind)
-    ids, _ = batch(kind, 99)
+    inputs, _ = batch(kind, 99)
     model.eval()
-    trained = model(input_ids=ids).logits.detach()
+    trained = model(**inputs).logits.detach()
     ranks, scale = realised_ranks(model), effective_scale(model)
     with model.disable_adapter():
-        untrained = model(input_ids=ids).logits.detach()
+        untrained = model(**inputs).logits.detach()
     assert (trained - untrained).abs().max() > 0.05
-    assert set(ranks.values()) == {0, 1, 2}
+    assert max(ranks.values()) == 2  # where it is wanted more than elsewhere
+    assert sum(ranks.values()) == len(ranks)  # the budget: one a module
     made, _ = to_plain_lora(model)
     for name, rank in ranks.items():
         if rank:
@@ -345,21 +371,17 @@ def test_what_is_saved_is_plain_lora_with_the_same_logits(folders, kind, tmp_pat
 
     plain = result(model)
     with plain.disable_adapter():  # the base keeps its own head
-        again = plain.eval()(input_ids=ids).logits
+        again = plain.eval()(**inputs).logits
     torch.testing.assert_close(again, untrained)
     save_weights(plain, tmp_path)
     said = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
     assert said["peft_type"] == "LORA"
     assert said["target_modules"] == sorted(n for n, rank in ranks.items() if rank)
-    assert said["modules_to_save"] == (["classifier"] if kind == "bert" else None)
+    assert said["modules_to_save"] == (None if kind == "gpt2" else ["classifier"])
 
-    auto = transformers.AutoModelForCausalLM
-    more = {}
-    if kind == "bert":
-        auto, more = transformers.AutoModelForSequenceClassification, {"num_labels": 3}
-    base = auto.from_pretrained(folders[kind], **more)
+    base = fresh(folders[kind], kind)
     loaded = PeftModel.from_pretrained(base, tmp_path).eval()
-    torch.testing.assert_close(loaded(input_ids=ids).logits, trained)
+    torch.testing.assert_close(loaded(**inputs).logits, trained)
 
 
 @pytest.mark.parametrize("stop", [1, 5, 12])
