@@ -62,9 +62,15 @@ KINDS = {
 }
 
 
-def save(kind, folder):
-    """Write a model of a kind, with a head for seven classes, and its processor."""
+def save(kind, folder, **others):
+    """Write a model of a kind, with a head for seven classes, and its processor.
+
+    What sees has other sizes if they are given.
+    """
     name, sizes, _ = KINDS[kind]
+    if kind == "clip":
+        others = {"vision_config": {**sizes["vision_config"], **others}}
+    sizes = {**sizes, **others}
     cls = getattr(transformers, name)
     with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(0)

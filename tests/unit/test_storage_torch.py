@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tests.tiny import tiny
+from tests.vision import KINDS, SIDE, save
 
 from loralab import registry
 from loralab.config import ModelConfig
@@ -28,12 +29,15 @@ BITS = {"nf4": 4, "nf4-dq": 4, "int8": 8, "affine-int4": 4, "affine-int8": 8}
 CODES = {"nf4": "weight", "nf4-dq": "weight", "int8": "weight"}
 CPU = Numerics("cpu", "fp32", "test")
 IDS = torch.arange(5, 29).view(2, 12)
+PIXELS = torch.arange(2 * 3 * SIDE * SIDE).view(2, 3, SIDE, SIDE).sin()
 HEADS = {
     "llama": ("causal-lm", ()),
     "gpt2": ("causal-lm", ()),
     "qwen2": ("causal-lm", ()),
     "bert": ("sequence-classification", ("a", "b")),
     "deberta-v2": ("token-classification", ("O", "B-X")),
+    "vit": ("image-classification", ("a", "b")),
+    "clip": ("zero-shot-image-classification", {"a": ["an a."], "b": ["a b."]}),
 }
 
 
@@ -46,7 +50,12 @@ SIZES = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
-    return {kind: tiny(kind, root / kind, **SIZES.get(kind, WIDE)) for kind in HEADS}
+    return {
+        kind: (save if kind in KINDS else tiny)(
+            kind, root / kind, **SIZES.get(kind, WIDE)
+        )
+        for kind in HEADS
+    }
 
 
 def base_of(kind, folders, head=None, dtype="fp32"):
@@ -71,8 +80,15 @@ def note_of(name, params, head):
 
 def logits(model):
     with torch.no_grad():
-        out = model(input_ids=IDS)
-    return out.logits if hasattr(out, "logits") else out.last_hidden_state
+        if model.main_input_name == "pixel_values":
+            out = model(pixel_values=PIXELS)
+        else:
+            out = model(input_ids=IDS)
+    return next(
+        getattr(out, name)
+        for name in ("logits", "image_embeds", "last_hidden_state")
+        if hasattr(out, name)
+    )
 
 
 def with_values(base, held):
@@ -110,6 +126,18 @@ def test_a_stored_model_is_what_it_was_said_to_be(kind, name, folders, tmp_path)
         assert 0 < (found - wanted).norm() < 0.1 * wanted.norm()
     else:
         torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_bytes_of_a_float_model_are_foretold(kind, dtype, folders, tmp_path):
+    base = base_of(kind, folders)
+    entry = registry.get("storage format", "safetensors")
+    params = entry.schema(dtype=dtype)
+    source = Source(base.model, base.processor, base.head, base.facts.linear)
+    stored = entry.target(params, source, tmp_path, lambda *_: None)
+    said = entry.facts["predict"](params, base.model, base.facts.linear)
+    assert said == stored.bytes == (tmp_path / "model.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize("name", PARAMS)
