@@ -54,6 +54,7 @@ def _print(console: Any, run_id: str, found: Plan) -> None:
         console.print(line, markup=False, soft_wrap=True)
     console.print(_modules_table(found))
     console.print(_cost_table(found))
+    console.print(_rooms_table(found))
     if found.remedies:
         console.print("it does not fit; these would need:")
         console.print(_remedies_table(found))
@@ -88,6 +89,19 @@ def _cost_table(found: Plan) -> Any:
         table.add_row(f"peak memory, {name}", render.size(getattr(memory, name)))
     word = "fits" if memory.fits else "DOES NOT FIT"
     table.add_row("memory there is", f"{render.size(memory.available)}: {word}")
+    return table
+
+
+def _rooms_table(found: Plan) -> Any:
+    from rich.table import Table
+
+    from loralab.cli import render
+
+    table = Table("machine of", "peak memory", "", title="where it fits")
+    table.title_justify = "left"
+    for room in found.rooms:
+        word = "fits" if room.fits else room.change or "does not fit"
+        table.add_row(f"{room.gigabytes} GB", render.size(room.peak), word)
     return table
 
 

@@ -258,11 +258,11 @@ class MultiTaskEvaluator:
             logits_NC, truth_N, where_N = supervised_logits(
                 self.base.model, batch, self.base
             )
-            loss_N = cross_entropy(logits_NC, truth_N, reduction="none").double()
-            hit_N = (logits_NC.argmax(-1) == truth_N).double()
+            loss_N = cross_entropy(logits_NC, truth_N, reduction="none")
+            hit_N = logits_NC.argmax(-1) == truth_N
             row_N = task.rows[where_N.cpu().numpy()]
-            np.add.at(nll, row_N, loss_N.cpu().numpy())
-            np.add.at(right, row_N, hit_N.cpu().numpy())
+            np.add.at(nll, row_N, loss_N.cpu().double().numpy())  # mps has no float64
+            np.add.at(right, row_N, hit_N.cpu().double().numpy())
             np.add.at(labels, row_N, 1)
         return TaskScores(right / np.maximum(labels, 1), nll, labels, task.of)
 

@@ -84,8 +84,8 @@ def predict(
         chosen = [groups[i] for i in batch]
         with torch.inference_mode():
             logits, truth, where = _forward(model, base, examples, chosen)
-            loss = cross_entropy(logits, truth, reduction="none").double()
-        np.add.at(nll, where, loss.cpu().numpy())
+            loss = cross_entropy(logits, truth, reduction="none")
+        np.add.at(nll, where, loss.cpu().double().numpy())  # mps has no float64
         np.add.at(labels, where, 1)
         if task is not None:
             reader.read(logits.cpu().numpy(), where)

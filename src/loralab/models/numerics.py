@@ -84,22 +84,44 @@ def choose_numerics(device: str, dtype: str) -> Numerics:
         raise ModelError(
             f"this machine has no {device}", where="model.device", fix="set it to best"
         )
+    return decide(device, dtype, _computes_bf16(device))
+
+
+def decide(device: str, dtype: str, fast: str) -> Numerics:
+    """Return the dtype on a device; nothing is asked of the machine.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``mps``.
+        dtype: As configured.
+        fast: What computes bf16 there; empty if nothing does.
+
+    Raises:
+        ModelError: fp16 on a CPU.
+    """
     if dtype == "fp16" and device == "cpu":
         raise ModelError(
             "fp16 is not computed on a CPU", where="model.dtype", fix="set it to best"
         )
-    if dtype == "fp16":
+    if dtype != "best":
+        return Numerics(device, dtype, "as configured")
+    if fast:
+        return Numerics(device, "bf16", f"{fast} computes in bf16")
+    return Numerics(device, "fp32", f"the {device} has no fast bf16")
+
+
+def check_trains(numerics: Numerics) -> None:
+    """Refuse a dtype that answers, and does not train.
+
+    Raises:
+        ModelError: fp16, whose small gradients are zero.
+    """
+    if numerics.dtype == "fp16":
         raise ModelError(
             "training in fp16 needs loss scaling, which is not built yet",
             where="model.dtype",
-            fix="set it to bf16 or fp32",
+            why="gradients below 6e-8 would be zero",
+            fix="set it to bf16 or fp32; fp16 is for evaluation and inference",
         )
-    if dtype != "best":
-        return Numerics(device, dtype, "as configured")
-    who = _computes_bf16(device)
-    if who:
-        return Numerics(device, "bf16", f"{who} computes in bf16")
-    return Numerics(device, "fp32", f"the {device} has no fast bf16")
 
 
 def use_tf32() -> None:

@@ -67,6 +67,27 @@ class Storage:
         return replace(self.facts, conv1d=())
 
 
+def check_device(name: str, ability: str, device: str) -> None:
+    """Refuse a format that is not run on a device; nothing is asked of the machine.
+
+    Args:
+        name: Of the format.
+        ability: ``nf4`` and ``int8`` are bitsandbytes', ``affine`` is ours.
+        device: ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        ModelError: bitsandbytes on a Mac's GPU.
+    """
+    if device == "mps" and ability in ("nf4", "int8"):
+        other = "affine-int8" if ability == "int8" else "affine-int4"
+        raise ModelError(
+            f"{name} is not run on mps",
+            where="model.storage",
+            why="there bitsandbytes runs kernels that it downloads, or slow stand-ins",
+            fix=f"set model.storage={other}, which is plain torch; or model.device=cpu",
+        )
+
+
 def format_facts(storage: StorageConfig) -> dict[str, Any]:
     """Return what the chosen format says of itself."""
     return registry.get(StorageConfig.kind, storage.name).facts
@@ -98,6 +119,7 @@ def storage_of(
     if config.storage is None:
         return None
     entry = registry.get(StorageConfig.kind, config.storage.name)
+    check_device(entry.name, entry.facts["ability"], numerics.device)
     shape = build_shape(config, load_from, numerics, head, labels, layers)
     facts = facts_of(shape, new_modules_of(shape, head, folder))
     params = entry.schema(**config.storage.params)

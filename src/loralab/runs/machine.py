@@ -293,12 +293,11 @@ def _tf32() -> str:
 def quantized(device: str) -> list[Probe]:
     """Return whether 4-bit and 8-bit layers and 8-bit optimizers compute here."""
     names = ("4-bit (NF4) layer", "8-bit layer", "8-bit AdamW", "paged 8-bit AdamW")
-    if not installed(["bitsandbytes"]):
-        fix = "pip install bitsandbytes"
-        return [
-            Probe("quantized", name, False, f"not installed: {fix}", fix)
-            for name in names
-        ]
+    absent = not installed(["bitsandbytes"])
+    if absent or device == "mps":
+        fix = "pip install bitsandbytes" if absent else "model.storage=affine-int4"
+        why = f"not installed: {fix}" if absent else "on mps it would download kernels"
+        return [Probe("quantized", name, False, why, fix) for name in names]
     trials: tuple[Callable[[], str], ...] = (
         lambda: _layer(device, 4),
         lambda: _layer(device, 8),

@@ -9,7 +9,7 @@ run real batches forward and backward here, and a layer more costs the differenc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,48 @@ class Remedy:
     fits: bool
 
 
+SIZES = (8, 16, 24, 96)
+"""Memory of machines that are asked about, in GB: small and usual laptops and GPUs."""
+
+SHARE = 0.9
+"""Of a machine's memory that a training may take; the rest is the system's."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Whether a training fits into a machine's memory.
+
+    Attributes:
+        gigabytes: What the machine has, in 10⁹ bytes.
+        fits: As it is.
+        change: The first remedy that makes it fit; None if none does, or none need.
+        peak: With the change, or as it is; bytes.
+    """
+
+    gigabytes: int
+    fits: bool
+    change: str | None
+    peak: int
+
+
+def rooms(peak: int, remedies: Sequence[Remedy]) -> list[Room]:
+    """Return what fits into machines of usual sizes.
+
+    Args:
+        peak: As configured, in bytes.
+        remedies: From the mildest on.
+    """
+    found = []
+    for size in SIZES:
+        limit = SHARE * size * 1e9
+        fitting = [r for r in remedies if r.peak < limit]
+        if peak < limit or not fitting:
+            found.append(Room(size, peak < limit, None, peak))
+        else:
+            found.append(Room(size, False, fitting[0].change, fitting[0].peak))
+    return found
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a training will cost.
@@ -96,6 +138,7 @@ class Plan:
         adapter_bytes: Size of the adapter on disk.
         checkpoint_bytes: Size of all checkpoints that are kept.
         remedies: What would fit, if it does not.
+        rooms: What fits into machines of usual sizes, with which change.
     """
 
     counts: dict[str, Any]
@@ -105,6 +148,7 @@ class Plan:
     adapter_bytes: int
     checkpoint_bytes: int
     remedies: list[Remedy]
+    rooms: list[Room]
 
 
 def plan(
@@ -125,7 +169,8 @@ def plan(
     trained = 4 * prepared.attached.trainable
     tell("rehearsing a step")
     memory, rehearsal = predict_memory(prepared)
-    fixes = [] if memory.fits else remedies(config, tell)
+    small = rooms(memory.peak, ())[0].fits
+    changes = [] if memory.fits and small else remedies(config, tell)
     rates = None
     if timed and memory.fits:
         tell("measuring the rate of this machine")
@@ -138,7 +183,8 @@ def plan(
         rates,
         adapter_bytes=trained,
         checkpoint_bytes=kept * (trained + rehearsal.optimizer),
-        remedies=fixes,
+        remedies=[] if memory.fits else changes,
+        rooms=rooms(memory.peak, changes),
     )
 
 

@@ -28,7 +28,7 @@ from loralab.data.rows import Rows, load_rows, report_lines
 from loralab.errors import ConfigError
 from loralab.models.base import LoadedModel, load_base
 from loralab.models.empty import empty_base
-from loralab.models.numerics import seed_everything
+from loralab.models.numerics import check_trains, choose_numerics, seed_everything
 from loralab.models.packing import check_packing
 from loralab.models.stored import format_facts
 from loralab.training.callbacks._life import check_callbacks
@@ -136,6 +136,7 @@ def _check_length(base: LoadedModel, examples: Examples, virtual: int) -> None:
 
 def _check(config: ExperimentConfig, weights: bool) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
+    check_trains(choose_numerics(config.model.device, config.model.dtype))
     check_optimizer(config)
     if config.training.gradient_checkpointing:
         key = "training.gradient_checkpointing"
