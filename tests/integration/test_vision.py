@@ -232,6 +232,21 @@ def test_an_experiment_is_shown_and_planned(folder):
     assert "classifier (new head)" in planned.out
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"num_classes": 0}},
+        {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224"},
+    ],
+)
+def test_a_model_of_timm_is_refused_with_what_it_needs(told, folder, tmp_path):
+    shutil.copytree(folder / "vit", tmp_path / "timm")
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match="torchvision") as caught:
+        base_of(tmp_path, "timm")
+    assert "model=deit-small" in caught.value.fix
+
+
 def test_a_text_model_is_no_vision_model(folder):
     with pytest.raises(ModelError, match="image processor"):
         load_base(ModelConfig(path="embedded:minilm"), HEAD, LABELS)

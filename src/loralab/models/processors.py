@@ -53,6 +53,7 @@ def load_image_processor(source: Source, path: str) -> Any:
     from transformers import AutoImageProcessor
     from transformers.image_processing_backends import PilBackend
 
+    _refuse_timm(source.folder, path)
     try:
         with quiet_libraries():
             found = AutoImageProcessor.from_pretrained(
@@ -75,6 +76,19 @@ def load_image_processor(source: Source, path: str) -> Any:
     if not getattr(found, "patch_size", None):
         found.patch_size = _patch_of(source.folder, path)
     return found
+
+
+def _refuse_timm(folder: Path, path: str) -> None:
+    """Refuse timm's models, whose configuration is timm's own or the wrapper's."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config:
+        raise ModelError(
+            "a model of timm is not loaded",
+            where=path,
+            why="timm, and transformers' wrapper of it, do not run without torchvision",
+            fix="choose one that transformers has itself: model=deit-small, vit-small, "
+            "vit-s14, clip-vit-b32, or a DINOv2",
+        )
 
 
 def _patch_of(folder: Path, path: str) -> int:
