@@ -34,6 +34,11 @@ SETUPS = {
         ["model.path=./vit", "data.source.params.path=images"],
         ["images/red/0.png", "images/blue/1.png"],
     ),
+    "zero-shot-image-classification": (
+        "zero-shot-image-classification",
+        ["model.path=./vit", "data.source.params.path=images"],
+        ["images/red/0.png", "images/blue/1.png"],
+    ),
     "seq2seq-lm": (
         "seq2seq-lm",
         ["evaluation.metrics=[chrf, rouge]", "evaluation.max_new_tokens=8"],
@@ -47,8 +52,8 @@ def configured(task, folder):
     if task == "causal-lm":
         tiny("qwen2", folder / "lm")
         extra = [*extra, "model.path=./lm", "peft.params.target_modules=qv"]
-    if task == "image-classification":
-        save("dinov2", folder / "vit")
+    if task.endswith("image-classification"):
+        save("clip" if "zero-shot" in task else "dinov2", folder / "vit")
         pictures(folder / "images", 40)
     if task == "seq2seq-lm":
         tiny("t5", folder / "lm")
@@ -132,7 +137,7 @@ def test_answers_do_not_depend_on_the_batch_nor_on_the_order(trained):
         rows = [f"{s} Why?" for s in SENTENCES[:7]]
     elif task == "question-answering":
         rows = [("Who?", s) for s in SENTENCES[:7]]
-    elif task == "image-classification":
+    elif task.endswith("image-classification"):
         rows = [
             f"images/{label}/{i}.png" for i in range(3) for label in ("red", "blue")
         ]
