@@ -4,8 +4,9 @@ import torch
 import transformers
 
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel, put_probe
+from loralab.models.base import LoadedModel
 from loralab.models.numerics import Numerics
+from loralab.models.shape import put_head
 from loralab.quantization.storage import Source
 from loralab.registry import get
 from tests.tiny import BERT, CHAT, LLAMA, VOCABULARY, make_tokenizer
@@ -50,7 +51,7 @@ def encoder(name, head, **sizes):
             if path.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.1)
         if head == "feature-extraction":
-            put_probe(model, 3)
+            put_head(model, head, 3)
     return loaded(model, tokenizer, head)
 
 
