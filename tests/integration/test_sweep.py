@@ -1,6 +1,5 @@
 """Sweeps in real worker processes: each run once, through kills and failures."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,37 +11,14 @@ import pytest
 from loralab.experiments.sweep import Sweep, SweepConfig
 from loralab.runs import Run, list_runs
 from tests.cli import loralab
-from tests.tiny import SENTENCES, tiny
-
-LR = "training.learning_rate"
-BASE = [
-    "model.path=./m",
-    "model.dtype=fp32",
-    "data.source.params.path=rows.csv",
-    "data.max_rows={train: 64, validation: 16, test: 16}",
-    "training.max_steps=6",
-    "training.per_device_train_batch_size=8",
-    "training.callbacks=[]",
-    "evaluation.resamples=200",
-]
+from tests.sweeps import BASE, LR, prepare, record
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A working directory with a tiny model and rows in two classes."""
     monkeypatch.chdir(tmp_path)
-    tiny("bert", tmp_path / "m")
-    rows = "".join(f'"{s}",{"ab"[i % 2]}\n' for i, s in enumerate(SENTENCES[:150]))
-    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
-    return tmp_path
-
-
-def record(folder):
-    files = list(folder.glob("runs/*-sweep-*/sweep.json"))
-    if not files:
-        return []
-    (file,) = files
-    return json.loads(file.read_text(encoding="utf-8"))["trials"]
+    return prepare(tmp_path)
 
 
 def ended(folder):

@@ -61,7 +61,9 @@ app.command("methods")(methods.methods)
 app.command("ranks")(ranks.ranks)
 app.command("train")(train.train)
 app.command("sketch")(sketch.sketch)
-app.command("sweep")(sweep.sweep)
+app.command(
+    "sweep", cls=listing("executor", "Executors and their keys:", "--executor")
+)(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
 app.command("infer")(infer.infer)
 app.command("quantize", cls=listing("storage format", "Formats and their keys:"))(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 RunsDir = Annotated[
     Path, typer.Option(help="Where runs are.", envvar="LORALAB_RUNS", show_default=True)
@@ -20,3 +22,48 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="group=option or key=value, such as training.seed=1"),
 ]
+Executor = Annotated[
+    str, typer.Option(help="Where runs are trained; see below for its keys.")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes, sharing the cores (local, ray).")
+]
+OF_EXECUTOR = "executor."
+
+
+def executor_params(
+    pairs: Sequence[str], workers: int | None
+) -> tuple[list[str], dict[str, Any]]:
+    """Return what is not ``executor.key=value``, and the params that are.
+
+    Raises:
+        ConfigError: a pair has no value, or a key stands twice.
+    """
+    from loralab.errors import ConfigError
+
+    rest = [pair for pair in pairs if not pair.startswith(OF_EXECUTOR)]
+    params: dict[str, Any] = {} if workers is None else {"workers": workers}
+    for pair in pairs:
+        if pair in rest:
+            continue
+        key, equals, text = pair.removeprefix(OF_EXECUTOR).partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{pair!r} is not executor.key=value")
+        if key in params:
+            raise ConfigError(f"{key} of the executor is given twice")
+        params[key] = _value(pair, text)
+    return rest, params
+
+
+def _value(pair: str, text: str) -> Any:
+    """Return a value; a text stays one, for an account of digits is no number."""
+    from loralab.errors import ConfigError
+
+    if text == "null":
+        return None
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{pair!r} cannot be read") from None

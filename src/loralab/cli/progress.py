@@ -184,17 +184,29 @@ class JobsProgress:
     def _on_job(self, event: dict[str, Any]) -> None:
         number, label = event["number"], event["label"]
         if event["status"] == "running":
-            self._notes[number] = (label, "begins")
-            if not self._live:
-                self._print(f"begins    {label}")
+            self._notes[number] = (label, "")
             return
         self._notes.pop(number, None)
+        if event["status"] == "pending":
+            self._print(f"pending   {label}  {event['note']}".rstrip())
+            return
         self._ended += 1
         found = "found" if event["status"] == "complete" else ""
         took = render.duration(event["seconds"]) if event["seconds"] else found
         note, *_ = event["note"].splitlines() or [""]
         said = f"{event['status']:9} {label}  {note}  {took}{self._rest()}"
         self._print(said.replace("    ", "  "))
+
+    def _on_handed_on(self, event: dict[str, Any]) -> None:
+        waiting, at_work = event["waiting"], event["at_work"]
+        if at_work:
+            self._print(f"{at_work} runs are being trained")
+        if waiting:
+            self._print(f"{waiting} runs wait in a batch script; submit it, once none")
+            self._print("of its tasks is in the queue, by")
+            self._print(f"  {event['command']}")
+        if waiting or at_work:
+            self._print("then call this again: it finds the runs that have ended")
 
     def _rest(self) -> str:
         left = self._left - self._ended
@@ -206,7 +218,9 @@ class JobsProgress:
 
     def _note(self, event: dict[str, Any], text: str) -> None:
         number = event["number"]
-        label, _ = self._notes.get(number, (str(number), ""))
+        label, before = self._notes.get(number, (str(number), ""))
+        if not (before or self._live):
+            self._print(f"begins    {label}")
         self._notes[number] = (label, text)
 
     def _on_preparing(self, event: dict[str, Any]) -> None:

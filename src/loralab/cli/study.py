@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loralab.cli.options import RunsDir
+from loralab.cli.listing import listing
+from loralab.cli.options import Executor, RunsDir, Workers, executor_params
 
 if TYPE_CHECKING:
     from loralab.experiments.ledger import Entry
@@ -25,8 +26,6 @@ StudyFile = Annotated[
 Size = Annotated[str, typer.Option(help="smoke (it runs) or evidence (it proves).")]
 PIECE = 3600
 """Seconds that a study should not take in one go."""
-
-Workers = Annotated[int | None, typer.Option(help="Processes, sharing the cores.")]
 
 
 @app.command()
@@ -122,12 +121,15 @@ def _power_table(study: Study) -> Any:
     return table
 
 
-@app.command()
+@app.command(cls=listing("executor", "Executors and their keys:", "--executor"))
 def run(
     study: StudyFile,
+    params: Annotated[
+        list[str] | None, typer.Argument(help="executor.key=value of the executor.")
+    ] = None,
     size: Size = "smoke",
     workers: Workers = None,
-    executor: Annotated[str, typer.Option(help="Where runs are trained.")] = "local",
+    executor: Executor = "local",
     minutes: Annotated[
         float | None, typer.Option(help="Begin no run after this long.")
     ] = None,
@@ -142,6 +144,7 @@ def run(
     from loralab.experiments.ledger import check_budgets, ledger
     from loralab.experiments.study import find_study
 
+    of_executor = _of_executor(params or (), workers)
     found = find_study(study, size, runs_dir)
     console = render.console()
     entries = ledger(found, timed=False, tell=_teller(console))
@@ -149,18 +152,35 @@ def run(
     console.print(_total(entries), markup=False)
     progress = JobsProgress(console)
     try:
-        asked = {} if workers is None else {"workers": workers}
         ended = found.run(
-            executor, minutes=minutes, retry=retry, on_event=progress, **asked
+            executor, minutes=minutes, retry=retry, on_event=progress, **of_executor
         )
     finally:
         progress.close()
+    if _tell_ended(console, found, ended):
+        raise typer.Exit(1)
+
+
+def _of_executor(pairs: Sequence[str], workers: int | None) -> dict[str, Any]:
+    """Return the params of the executor; nothing else is set on the command line."""
+    from loralab.errors import ConfigError
+
+    others, found = executor_params(pairs, workers)
+    if others:
+        raise ConfigError(
+            f"{others[0]!r} is not executor.key=value",
+            fix="what is trained stands in the study's file",
+        )
+    return found
+
+
+def _tell_ended(console: Any, found: Study, ended: bool) -> int:
+    """Say what a piece has come to; return how many runs have failed."""
     failed = [cell for cell in found.cells() if cell.status == "failed"]
     word = "all runs have ended" if ended else "runs are left: the same command goes on"
     console.print(f"{word}; {len(failed)} failed", markup=False)
     console.print(f"study {found.path}", markup=False, soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+    return len(failed)
 
 
 @app.command()

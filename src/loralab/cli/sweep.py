@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loralab.cli.options import Experiment, RunsDir
+from loralab.cli.options import (
+    Executor,
+    Experiment,
+    RunsDir,
+    Workers,
+    executor_params,
+)
 
 if TYPE_CHECKING:
     from loralab.experiments.sweep import Sweep
@@ -20,7 +26,7 @@ Points = Annotated[
     list[str] | None,
     typer.Argument(
         help="key=value; a key with a,b,c or range(5) or interval(1e-5,1e-3) is "
-        "swept. `seed` is training.seed."
+        "swept. `seed` is training.seed. executor.key=value is of the executor."
     ),
 ]
 Sampler = Annotated[str, typer.Option(help="grid, random, optuna: which are tried.")]
@@ -28,8 +34,6 @@ Trials = Annotated[int | None, typer.Option(help="How many (random, optuna).")]
 Seed = Annotated[int | None, typer.Option(help="Of the points (random, optuna).")]
 Pruner = Annotated[str | None, typer.Option(help="none, median, hyperband (optuna).")]
 Metric = Annotated[str, typer.Option(help="Of validation rows: what is best.")]
-Workers = Annotated[int | None, typer.Option(help="Processes, sharing the cores.")]
-Executor = Annotated[str, typer.Option(help="Where runs are trained.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try failed trials again.")]
 Cost = Annotated[bool, typer.Option(help="Measure first what a run will take.")]
 
@@ -60,14 +64,15 @@ def sweep(
 
     given = {"trials": trials, "seed": sampler_seed, "pruner": pruner}
     params = {key: value for key, value in given.items() if value is not None}
-    config = SweepConfig(experiment, tuple(overrides or ()), sampler, params, metric)
+    points, of_executor = executor_params(overrides or (), workers)
+    config = SweepConfig(experiment, tuple(points), sampler, params, metric)
     console = render.console(stderr=json_output)
     progress = JobsProgress(console)
     made = Sweep(config, runs_dir, retry=retry, on_event=progress)
-    for line in _ahead(made, cost):
+    for line in _ahead(made, cost and not _later(executor)):
         console.print(line, markup=False, soft_wrap=True)
     try:
-        made.run(executor, **({} if workers is None else {"workers": workers}))
+        made.run(executor, **of_executor)
     finally:
         progress.close()
     if json_output:
@@ -85,6 +90,13 @@ def _ahead(sweep: Sweep, cost: bool) -> Iterator[str]:
     yield f"sweep {sweep.path}: {sweep.total} trials of {swept}"
     if cost and sweep.left:
         yield _cost(sweep, sweep.left)
+
+
+def _later(executor: str) -> bool:
+    """Return whether runs are trained elsewhere, where our rates say nothing."""
+    from loralab import registry
+
+    return bool(registry.get("executor", executor).facts.get("later"))
 
 
 def _cost(sweep: Sweep, left: int) -> str:
@@ -116,13 +128,13 @@ def _table(sweep: Sweep) -> Any:
         table.add_column(name, justify="right" if name == "validation" else "left")
     for trial in sorted(sweep.trials, key=lambda t: (sweep.rank(t), t.number)):
         values = [text.partition("=")[2] for text in trial.point]
-        took = trial.status == "complete" and not trial.seconds
+        found = "found" if trial.status == "complete" else "–"
         shown = "–" if trial.objective is None else f"{trial.objective:.4f}"
         table.add_row(
             *values,
             trial.status if trial is not best else "complete, best",
             shown,
-            "found" if took else f"{trial.seconds:.0f} s",
+            f"{trial.seconds:.0f} s" if trial.seconds else found,
             trial.run or "–",
         )
     return table

@@ -31,6 +31,7 @@ from loralab.evaluation.statistics.noise import detectable_difference, noise_flo
 from loralab.evaluation.statistics.seeds import SeedInterval, seed_interval
 from loralab.evaluation.statistics.tasks import LEAST, probability_of_improvement
 from loralab.evaluation.statistics.trials import expected_best
+from loralab.experiments.cells import UNFINISHED
 from loralab.experiments.ledger import check_budgets
 from loralab.experiments.objective import better
 from loralab.experiments.readings import BUDGETS, Reading, Runs, read_all, values_of
@@ -72,7 +73,7 @@ def analyse(study: Study) -> dict[str, Any]:
         "better": readings[0].better,
         "runs": [_run(one) for one in readings],
         "failed": [asdict(cell) for cell in cells if cell.status == "failed"],
-        "waiting": sum(cell.status == "waiting" for cell in study.finals()),
+        "waiting": sum(cell.status in UNFINISHED for cell in study.finals()),
         "arms": [_arm(runs, data, arm) for data, arm in spent],
         "comparisons": compared,
         "controls": [

@@ -10,6 +10,8 @@ from typing import Any
 from loralab.errors import RunError
 from loralab.experiments.space import Point
 
+UNFINISHED = ("waiting", "pending")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -22,7 +24,8 @@ class Cell:
         stage: ``tuning`` or ``final``.
         point: What tuning sets, as overrides.
         run: The name of its run.
-        status: ``waiting``, ``complete`` or ``failed``.
+        status: ``waiting``, ``pending`` (handed on, to be trained later), ``complete``
+            or ``failed``.
         error: Why it failed.
     """
 

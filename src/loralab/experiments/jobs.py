@@ -7,15 +7,22 @@ from typing import Any, Literal, Protocol
 
 from loralab.config import ExperimentConfig
 
-Status = Literal["complete", "failed", "pruned"]
+Status = Literal["complete", "failed", "pruned", "pending"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be trained."""
+    """A run that is to be trained.
+
+    Attributes:
+        number: In its sweep or study.
+        config: What is trained.
+        pending: Whether it ended as pending before: what became of it since is news.
+    """
 
     number: int
     config: ExperimentConfig
+    pending: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        status: What became of it.
+        status: What became of it; ``pending``: it was handed on, to be trained later.
         error: Why it failed or was pruned; empty if it is complete.
         seconds: From being handed out to the end.
         found: Whether the run was complete before.
@@ -46,3 +53,6 @@ class Jobs(Protocol):
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Hear how a job ended."""
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Hear of what is of no single job."""

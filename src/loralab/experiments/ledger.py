@@ -17,7 +17,7 @@ from loralab.data.examples import get_preprocessor
 from loralab.errors import ConfigError, EvidenceError, RunError
 from loralab.evaluation.calculator import get_metrics_calculator
 from loralab.evaluation.evaluate import metrics_of
-from loralab.experiments.cells import Cell
+from loralab.experiments.cells import UNFINISHED, Cell
 from loralab.experiments.objective import check_objective
 from loralab.experiments.readings import BUDGETS, read_cell
 from loralab.experiments.study import Study
@@ -83,7 +83,7 @@ def _ended(study: Study, data: str, arm: str) -> list[Cell]:
     return [
         cell
         for cell in [*tuning, *finals]
-        if (cell.data, cell.arm) == (data, arm) and cell.status != "waiting"
+        if (cell.data, cell.arm) == (data, arm) and cell.status not in UNFINISHED
     ]
 
 

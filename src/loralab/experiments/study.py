@@ -25,7 +25,7 @@ from typing import Any
 
 from loralab.config import ExperimentConfig, compose
 from loralab.errors import ConfigError, RunError
-from loralab.experiments.cells import Cell, key_of, read_cells, written
+from loralab.experiments.cells import UNFINISHED, Cell, key_of, read_cells, written
 from loralab.experiments.jobs import Job, Outcome
 from loralab.experiments.objective import better, objective
 from loralab.experiments.space import Point
@@ -315,16 +315,17 @@ class Queue:
                     fix="restore the experiment, or give the study another name",
                 )
             status = self._cells[place].status
-            if status == "waiting" or (status == "failed" and retry):
+            if status in UNFINISHED or (status == "failed" and retry):
                 self._waiting.append(place)
         self._waiting.reverse()
+        self._pending = 0
         study.write(self._cells)
         tell({"event": "stage", "total": len(wanted), "left": len(self._waiting)})
 
     @property
     def left(self) -> int:
-        """How many cells have not been handed out."""
-        return len(self._waiting)
+        """How many cells have not been handed out, or only been handed on."""
+        return len(self._waiting) + self._pending
 
     def next(self) -> Job | None:
         """Return the next cell's run, unless the piece is over."""
@@ -333,7 +334,12 @@ class Queue:
         place = self._waiting.pop()
         cell = self._cells[place]
         self._say(place, replace(cell, status="running"))
-        return Job(place, self._study.compose(key_of(cell)))
+        config = self._study.compose(key_of(cell))
+        return Job(place, config, cell.status == "pending")
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Pass on what is of no single cell."""
+        self._tell(event)
 
     def event(self, job: Job, event: dict[str, Any]) -> bool:
         """Pass an event on; nothing is pruned."""
@@ -346,6 +352,7 @@ class Queue:
             self._cells[job.number], status=outcome.status, error=outcome.error
         )
         self._cells[job.number] = cell
+        self._pending += outcome.status == "pending"
         self._study.write(self._cells)
         self._say(job.number, cell, 0.0 if outcome.found else outcome.seconds)
 

@@ -31,6 +31,7 @@ from loralab.runs.files import write_json
 from loralab.runs.run import held
 
 FORMAT_VERSION = 1
+UNFINISHED = ("running", "pending")
 INSIDE = 0.382
 """Where in an interval the point lies that is judged before the start."""
 
@@ -45,8 +46,8 @@ class Trial:
         number: From 0, in the order they were asked for.
         point: Its overrides.
         run: The name of its run; empty if its configuration is refused.
-        status: ``running`` (or stopped in the midst), ``complete``, ``failed``,
-            ``pruned``.
+        status: ``running`` (or stopped in the midst), ``pending`` (handed on, to be
+            trained later), ``complete``, ``failed``, ``pruned``.
         objective: The metric on validation rows; None without.
         error: Why it failed or was pruned.
         seconds: Wall-clock, in this sweep; 0 where the run was there before.
@@ -193,8 +194,8 @@ class Sweep:
     @property
     def left(self) -> int:
         """How many trials are still to be run."""
-        ended = sum(trial.status != "running" for trial in self.trials)
-        again = sum(trial.status != "running" for trial in self._again)
+        ended = sum(trial.status not in UNFINISHED for trial in self.trials)
+        again = sum(trial.status not in UNFINISHED for trial in self._again)
         return self.total - ended + again
 
     def _read(self) -> list[Trial]:
@@ -220,7 +221,7 @@ class Sweep:
         self._make_sampler()
         self.trials, self._again = self._read(), []
         for trial in self.trials:
-            unfinished = trial.status == "running"
+            unfinished = trial.status in UNFINISHED
             if unfinished or (self._retry and trial.status == "failed"):
                 self._again.append(trial)
             value = None if trial.objective is None else self._sign * trial.objective
@@ -261,13 +262,14 @@ class Sweep:
                 self._set(replace(trial, status="failed", error=str(error)))
                 self._told(trial, None)
                 continue
-            self._set(replace(trial, run=config.run_id))
-            return Job(trial.number, config)
+            pending = trial.status == "pending"
+            self._set(replace(trial, run=config.run_id, status="running"))
+            return Job(trial.number, config, pending)
         return None
 
     def _next_trial(self) -> Trial | None:
         if self._again:
-            return replace(self._again.pop(), status="running", error="")
+            return replace(self._again.pop(), error="")
         point = self._sampler.ask()
         if point is None:
             return None
@@ -283,6 +285,10 @@ class Sweep:
     def _told(self, trial: Trial, value: float | None) -> None:
         loss = None if value is None else self._sign * value
         self._sampler.tell(trial.point, loss)
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Pass on what is of no single trial."""
+        self._tell(event)
 
     def event(self, job: Job, event: dict[str, Any]) -> bool:
         """Pass an event on; return whether the sampler stops the trial."""
@@ -319,9 +325,19 @@ class Sweep:
         """Train what is left; return all trials.
 
         Raises:
+            ConfigError: no such executor or params; or it gives results too late.
             RunError: another process works at this sweep, or workers do not start.
         """
         work, checked = named("executor", executor, params)
+        if self.points is None and registry.get("executor", executor).facts.get(
+            "later"
+        ):
+            raise ConfigError(
+                f"the sampler {self.config.sampler!r} cannot be used with {executor}",
+                why="it chooses the next trial by the results of those before, and "
+                f"{executor} has none when the next is asked for",
+                fix="--sampler grid or random; or --executor local or ray",
+            )
         with held(self.path):
             self._resume()  # nobody else writes the record from here on
             self._write()
