@@ -25,10 +25,6 @@ from loralab.runs import Run
 PATIENCE = 10.0
 """Seconds that a worker has to end by itself."""
 
-RELEASE = 120.0
-"""Seconds after which a run whose machine has died counts as nobody's: file systems
-over a network drop the locks of a dead machine late (NFS: 90 seconds)."""
-
 
 def cores() -> int:
     """Return how many cores this process may use."""
@@ -177,17 +173,24 @@ class Worker:
     Args:
         connect: Starts a process.
         retries: How often a run is begun again whose process has died; it resumes.
+        patience: Seconds that a run is waited for which another process holds: that
+            may be one of ours, dead but not yet gone.
     """
 
-    def __init__(self, connect: Callable[[], Link], retries: int = 0) -> None:
-        self._connect, self._retries = connect, retries
+    def __init__(
+        self, connect: Callable[[], Link], retries: int = 0, patience: float = 0.0
+    ) -> None:
+        self._connect, self._retries, self._patience = connect, retries, patience
         self._link: Link | None = None
 
     def train(self, job: Job, runs_dir: Path, jobs: OneAtATime) -> Outcome:
         """Have a job trained, and pass on what happens."""
         began, why = time.monotonic(), ""
         for left in range(self._retries, -1, -1):
+            if self._link is None:
+                jobs.event(job, {"event": "preparing", "what": "starting a worker"})
             link = self._started()
+            _wait_for(Run(runs_dir / job.config.run_id), self._patience)
             if ended := _trained(link, job, runs_dir, jobs):
                 return Outcome(**ended, seconds=time.monotonic() - began)
             why = link.death()
@@ -195,7 +198,6 @@ class Worker:
             if jobs.stopped or not left:
                 break
             jobs.event(job, {"event": "preparing", "what": f"once more: {why}"})
-            _wait_for_release(Run(runs_dir / job.config.run_id))
         return Outcome("failed", why, time.monotonic() - began)
 
     def _started(self) -> Link:
@@ -228,11 +230,11 @@ def _trained(
     return None
 
 
-def _wait_for_release(run: Run) -> None:
-    """Wait until a run whose process has died is nobody's."""
-    until = time.monotonic() + RELEASE
+def _wait_for(run: Run, patience: float) -> None:
+    """Wait so many seconds, at most, until nobody holds a run."""
+    until = time.monotonic() + patience
     while (run.path / "run.json").is_file() and run.status == "running":
-        if time.monotonic() > until:
+        if time.monotonic() >= until:
             return
         time.sleep(0.1)
 

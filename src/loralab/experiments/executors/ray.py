@@ -42,6 +42,17 @@ from loralab.experiments.jobs import Jobs
 from loralab.experiments.worker import code
 from loralab.registry import Params, register
 
+RELEASE = 120.0
+"""Seconds that a run is waited for whose machine has died: file systems over a network
+drop the locks of a dead machine late (NFS: after 90 seconds)."""
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent home
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning of what we do not set
+    "RAY_worker_niceness": "0",  # Ray's own 15 would make runs wait for all else here
+}
+"""Variables of the environment that a Ray of ours reads."""
+
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory that a Ray of ours takes: we hand it lines, and no arrays."""
 
@@ -220,9 +231,8 @@ def _begin(params: RayParams, folder: str) -> None:
 @contextmanager
 def _cluster(params: RayParams) -> Iterator[None]:
     """Have a Ray to work with; one that this process has begun itself is left as is."""
-    # before Ray is imported: it sends nothing home, and warns of nothing that we set
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in SETTINGS.items():  # before Ray is imported
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -348,6 +358,7 @@ def ray(params: RayParams, jobs: Jobs, runs_dir: Path, logs_dir: Path) -> None:
         starts = [partial(_start, params, gpus, log, **given) for log in logs]
         probe.touch()
         try:
-            serve([Worker(start, params.retries) for start in starts], jobs, runs_dir)
+            workers = [Worker(start, params.retries, RELEASE) for start in starts]
+            serve(workers, jobs, runs_dir)
         finally:
             probe.unlink(missing_ok=True)

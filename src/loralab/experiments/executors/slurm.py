@@ -60,6 +60,7 @@ cd {folder} || exit 1
 child=
 # USR1 comes {warning} seconds before the time is up: back into the queue. The runs then
 # go on from their last checkpoints.
+# shellcheck disable=SC2317  # it is reached, by the trap
 requeue() {{
   if [ -n "$child" ]; then kill -TERM "$child"; wait "$child"; fi
   if [ "${{SLURM_RESTART_COUNT:-0}}" -ge "$again" ]; then
