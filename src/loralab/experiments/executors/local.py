@@ -27,14 +27,15 @@ from loralab.registry import Params, register
 
 
 class LocalParams(Params):
-    """How many processes, and how many threads each."""
+    """How many processes, and how many threads each.
 
-    workers: int | None = Field(
-        None, gt=0, description="null: one a GPU; without one, two if there are cores"
-    )
-    threads: int | None = Field(
-        None, gt=0, description="of a worker; null: the cores, divided"
-    )
+    Attributes:
+        workers: null: one a GPU; without one, two if there are cores
+        threads: of a worker; null: the cores, divided
+    """
+
+    workers: int | None = Field(None, gt=0)
+    threads: int | None = Field(None, gt=0)
 
 
 def gpus() -> list[str]:

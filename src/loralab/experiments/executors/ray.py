@@ -53,6 +53,8 @@ SETTINGS = {
 }
 """Variables of the environment that a Ray of ours reads."""
 
+LEAST_SHARE = 0.01
+
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory that a Ray of ours takes: we hand it lines, and no arrays."""
 
@@ -80,6 +82,8 @@ class RayParams(Params):
     def _is_a_share_or_whole(cls, gpus: float | None) -> float | None:
         if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError("more than one GPU is a whole number of them")
+        if gpus is not None and 0 < gpus < LEAST_SHARE:
+            raise ValueError(f"a share of a GPU is at least {LEAST_SHARE}")
         return gpus
 
 
@@ -228,6 +232,17 @@ def _begin(params: RayParams, folder: str) -> None:
         ) from None
 
 
+def _end(folder: str) -> None:
+    """End what a start that failed has left at work, and delete Ray's files."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(folder in word for word in child.cmdline()):
+                child.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _cluster(params: RayParams) -> Iterator[None]:
     """Have a Ray to work with; one that this process has begun itself is left as is."""
@@ -246,7 +261,7 @@ def _cluster(params: RayParams) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        _end(folder)
 
 
 def _fitting(params: RayParams) -> tuple[int, float]:
