@@ -151,7 +151,7 @@ def test_a_run_whose_worker_is_killed_ends_as_if_it_had_not_been(here, part):
     (trial,) = run(sweep, "ray", workers=1)
     assert sweep.killed == 1
     assert (trial.status, trial.run) == ("complete", whole.run)
-    assert Run(here / "killed" / trial.run).read()["resumed"]
+    assert Run(here / "killed" / trial.run).read()["resumes"]
     assert made(here / "killed", trial.run) == made(here / "whole", whole.run)
     again = [e for e in sweep.told if "once more" in str(e.get("what"))]
     assert len(again) == 1
@@ -204,7 +204,7 @@ def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_resumes(here):
     assert between.status == "pending"
     late = submit(here / "runs", SLURM_JOB_ID="77", PATH=path, SLURM_RESTART_COUNT="1")
     assert late.wait() == 0
-    assert one.read()["resumed"]
+    assert one.read()["resumes"]
     (ended,) = swept(given, here / "runs", "slurm")
     assert ended.status == "complete"
 
@@ -353,6 +353,7 @@ WRONG = {
     "no value": ("ray", ["executor.gpus"], "not executor.key=value"),
     "workers of a script": ("slurm", ["--workers", "2"], "its keys are"),
     "no time": ("slurm", ["executor.hours=0"], "hours"),
+    "no time before the warning": ("slurm", ["executor.hours=0.05"], "half the time"),
     "a partition with a line in it": ("slurm", ["executor.partition=a\n#b"], "match"),
     "an option that is none": ("slurm", ["executor.extra=[rm -rf x]"], "match"),
     "no such executor": ("dask", [], "no executor"),
@@ -384,7 +385,9 @@ def test_an_address_where_nobody_answers_is_told_at_once(tmp_path, scheme):
     address = f"{scheme}127.0.0.1:{free_port()}"
     began = time.monotonic()
     with pytest.raises(RunError, match="no Ray cluster answers"):
-        swept(("seed=0,1",), tmp_path, "ray", address=address)
+        Sweep(SweepConfig("sms-spam", ("seed=0,1",)), tmp_path).run(
+            "ray", address=address
+        )
     assert time.monotonic() - began < 60
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from loralab.config import compose
 from loralab.errors import ConfigError, LoralabError
@@ -110,9 +110,17 @@ class SlurmParams(Params):
     runs_per_task: int = Field(1, gt=0)
     at_once: int | None = Field(None, gt=0)
     requeues: int = Field(10, ge=0)
-    warning: int = Field(120, gt=0, le=65535)
+    warning: int = Field(120, gt=0, le=65535, validate_default=True)
     extra: tuple[Option, ...] = ()
     setup: tuple[Line, ...] = ()
+
+    @field_validator("warning")
+    @classmethod
+    def _leaves_time_to_train(cls, warning: int, info: ValidationInfo) -> int:
+        hours = info.data.get("hours")
+        if hours and warning >= 3600 * hours / 2:
+            raise ValueError("it comes before half the time of a task is over")
+        return warning
 
 
 def options(params: SlurmParams, name: str, tasks: int) -> list[str]:
