@@ -251,18 +251,19 @@ def free_port():
         return one.getsockname()[1]
 
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+
 @contextlib.contextmanager
 def cluster(tmp_path, **environment):
     """A Ray that is not ours, with one core, as `ray start` makes it."""
-    import ray
-
     port = free_port()
     command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
     options = ["--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"]
     short = Path("/tmp") / f"c{os.getpid()}"
     subprocess.run(
         [*command, "start", *options, "--disable-usage-stats", f"--temp-dir={short}"],
-        env={**os.environ, **environment},
+        env={**os.environ, **TOKEN, **environment},
         cwd=tmp_path,
         check=True,
         capture_output=True,
@@ -270,11 +271,23 @@ def cluster(tmp_path, **environment):
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        ray.shutdown()
         for process in psutil.process_iter(["cmdline"]):
             if str(short) in " ".join(process.info["cmdline"] or ()):
                 process.kill()
         shutil.rmtree(short, ignore_errors=True)
+
+
+def from_outside(given, runs_dir, address, *more, **settings):
+    """Sweep over a cluster in a process of its own: Ray reads its token once."""
+    words = ["sweep", EXPERIMENT, *given, "--no-cost", "--runs-dir", str(runs_dir)]
+    words += ["--executor", "ray", f"executor.address={address}", *more]
+    return subprocess.run(
+        [sys.executable, "-m", "loralab.cli.main", *words],
+        env={**os.environ, **TOKEN},
+        capture_output=True,
+        text=True,
+        **settings,
+    )
 
 
 @needs_ray
@@ -282,8 +295,9 @@ def cluster(tmp_path, **environment):
 def test_a_cluster_is_used_by_its_address_and_goes_on(here, tmp_path):
     with cluster(tmp_path) as address:
         # two workers, room for one: the other waits for its place, and gets it
-        trials = swept(TWO, here / "runs", "ray", workers=2, address=address)
-        assert [trial.status for trial in trials] == ["complete"] * 2
+        done = from_outside(TWO, "runs", address, "--workers", "2")
+        assert done.returncode == 0, done.stderr
+        assert [trial["status"] for trial in record(here)] == ["complete"] * 2
         host, _, port = address.partition(":")
         socket.create_connection((host, int(port)), 5).close()
 
@@ -295,18 +309,21 @@ def test_a_cluster_with_another_loralab_or_another_disk_is_refused(here, tmp_pat
 
     other = tmp_path / "other"
     shutil.copytree(Path(ours.__file__).parent, other / "loralab")
-    (other / "loralab" / "errors.py").open("a").write("\n")
+    with (other / "loralab" / "errors.py").open("a") as file:
+        file.write("\n")
     path = os.pathsep.join([str(other), os.environ.get("PYTHONPATH", "")])
     with cluster(tmp_path, PYTHONPATH=path) as address:
-        with pytest.raises(RunError, match="another loralab"):
-            swept(ONE, here / "runs", "ray", address=address)
-        handle = os.open(here, os.O_RDONLY)  # a path that only this process has
+        done = from_outside(ONE, "runs", address)
+        assert done.returncode == 2
+        assert "another loralab" in done.stderr
+        handle = os.open(here, os.O_RDONLY)  # a path that only one process has
         try:
-            private = Path(f"/proc/self/fd/{handle}/private")
-            with pytest.raises(RunError, match="does not see"):
-                swept(ONE, private, "ray", address=address)
+            private = f"/proc/self/fd/{handle}/private"
+            done = from_outside(ONE, private, address, pass_fds=[handle])
         finally:
             os.close(handle)
+        assert done.returncode == 2
+        assert "does not see" in done.stderr
     assert not list(here.glob("*/*/run.json"))
 
 

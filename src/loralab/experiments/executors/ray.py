@@ -221,7 +221,9 @@ def _begin(params: RayParams, folder: str) -> None:
     try:
         ray.init(params.address or "local", **quiet)
     except Exception as error:  # Ray raises `Exception` itself, of a slow start
-        what, fix = "no Ray cluster is reached", "without executor.address, one starts"
+        what = "no Ray cluster is reached"
+        fix = "if it wants a token, have it in ~/.ray/auth_token and set RAY_AUTH_MODE"
+        fix += "=token; without executor.address, a Ray starts here"
         if params.address is None:
             what, fix = "Ray does not start", "call again; --executor local needs none"
         raise RunError(
