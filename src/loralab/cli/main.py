@@ -25,6 +25,7 @@ from loralab.cli import (
     publish,
     quantize,
     ranks,
+    reproduce,
     runs,
     sketch,
     study,
@@ -73,6 +74,7 @@ app.command("pipeline")(pipeline.pipeline)
 app.add_typer(merge.app, name="merge")
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
+app.command("reproduce")(reproduce.reproduce)
 app.command("publish", cls=listing("publishing target", "Targets and their keys:"))(
     publish.publish
 )

@@ -173,6 +173,7 @@ def _store(
             check_beside(storage, entry.facts["engine"])
     with atomic_directory(run.path / "artefact") as folder:
         note = _written(folder, subject, entry, storage, routed, tell)
+        note["route_params"] = route.params if route else None
         (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 

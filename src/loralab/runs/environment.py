@@ -21,6 +21,11 @@ PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "bitsandbytes",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "onnx",
+    "gguf",
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ def train(
     *,
     resume: bool = False,
     force: bool = False,
+    locks: dict[str, str] | None = None,
     on_event: OnEvent | None = None,
 ) -> Run:
     """Train, save and evaluate the adapter of an experiment.
@@ -59,6 +60,8 @@ def train(
         runs_dir: Where the run directory is made, or found.
         resume: Continue a run that was killed or failed.
         force: Train again; the old run is renamed, not deleted.
+        locks: Which state of a changing source is read, as `Rows.locks` has it; by
+            default the present one. A run that is resumed keeps its own.
         on_event: Told of everything that happens, as it is written to the log.
 
     Returns:
@@ -79,12 +82,9 @@ def train(
     if status in ("interrupted", "failed") and not (resume or force):
         raise _not_finished(run, status)
     began = time.time()
-    resumed = status != "absent" and not force
-    prepared = prepare(
-        config,
-        lambda what: tell({"event": "preparing", "what": what}),
-        locks=run.read().get("data", {}).get("locks") if resumed else None,
-    )
+    if resumed := status != "absent" and not force:
+        locks = run.read().get("data", {}).get("locks", locks)
+    prepared = prepare(config, _teller(tell), locks=locks)
     if status != "absent" and force:
         aside = move_aside(run)
         tell({"event": "moved", "to": str(aside)})
@@ -99,6 +99,10 @@ def train(
             with opened(config.training.callbacks, run, log) as callbacks:
                 _run_training(run, prepared, log, callbacks)
     return run
+
+
+def _teller(tell: OnEvent) -> Callable[[str], None]:
+    return lambda what: tell({"event": "preparing", "what": what})
 
 
 def _refuse_begun(run: Run) -> None:
