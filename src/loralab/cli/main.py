@@ -17,6 +17,7 @@ from loralab.cli import (
     doctor,
     evaluate,
     infer,
+    log,
     merge,
     methods,
     paper,
@@ -75,6 +76,7 @@ app.add_typer(merge.app, name="merge")
 app.command("compare")(compare.compare)
 app.command("runs")(runs.runs)
 app.command("reproduce")(reproduce.reproduce)
+app.command("log")(log.log)
 app.command("publish", cls=listing("publishing target", "Targets and their keys:"))(
     publish.publish
 )
