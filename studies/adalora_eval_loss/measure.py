@@ -376,6 +376,13 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
+def write(found: dict[str, Any], folder: Path) -> None:
+    """Write page and figure into a folder."""
+    write_text(folder / PAGE.name, page(found))
+    figure = learning_curves(curves(found), "training (steps)", "loss (nats)")
+    save(figure, folder / "figures", DRAWN, ("svg",))
+
+
 def main() -> None:
     """Train, measure, and write results, page and figure."""
     if "--page" not in sys.argv:
@@ -388,9 +395,7 @@ def main() -> None:
         text = json.dumps(content, indent=1) + "\n"
         write_text(RESULTS, text)
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    write_text(PAGE, page(found))
-    figure = learning_curves(curves(found), "training (steps)", "loss (nats)")
-    save(figure, HERE / "figures", DRAWN, ("svg",))
+    write(found, HERE)
     print("\n".join(sentences(found)))
 
 

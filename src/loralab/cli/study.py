@@ -207,6 +207,28 @@ def analyse(
 
 
 @app.command()
+def figures(
+    folder: Annotated[
+        Path, typer.Argument(help="A study's directory with its analysis.json.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; default: its figures/.")
+    ] = None,
+) -> None:
+    """Draw the figures of an analysis again, as PDF, SVG and PNG; needs no runs.
+
+    The same analysis gives the same bytes.
+    """
+    from loralab.cli import render
+    from loralab.experiments.report import read_analysis, write_figures
+
+    into = out or folder / "figures"
+    drawn = write_figures(read_analysis(folder), into)
+    for name in drawn:
+        render.console().print(f"drew     {into / name}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     study: StudyFile,
     size: Size = "smoke",

@@ -8,11 +8,13 @@ report.html               everything, in one file that needs no network
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralab import __version__
+from loralab.errors import RunError
 from loralab.experiments.analyse import analyse
 from loralab.experiments.report_figures import figures
 from loralab.experiments.report_tables import Analysis, tables
@@ -42,6 +44,42 @@ def _caption(name: str) -> str:
     return f"{data}: cross-entropy on validation rows; mean and interval over seeds."
 
 
+def read_analysis(folder: Path) -> Analysis:
+    """Return the analysis in a study's directory, committed or in ``runs``.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    file = folder / "analysis.json"
+    try:
+        found: Analysis = json.loads(file.read_text(encoding="utf-8"))
+        if not {"study", "runs"} <= found.keys():
+            raise ValueError("it holds no study")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(
+            "no analysis of a study: analysis.json cannot be read",
+            where=str(folder),
+            why=str(error),
+            fix="`loralab study report` writes one; a study that is a script of its "
+            "own says in its README what draws it",
+        ) from None
+    return found
+
+
+def write_figures(analysis: Analysis, folder: Path) -> dict[str, Figure]:
+    """Write the figures of an analysis; the same analysis gives the same bytes.
+
+    Returns:
+        The figures by name, each in three files (`loralab.reporting.figures.save`).
+    """
+    from loralab.reporting.figures.files import save
+
+    drawn = figures(analysis)
+    for name, figure in drawn.items():
+        save(figure, folder, name)
+    return drawn
+
+
 def write_report(study: Study, folder: Path) -> Path:
     """Analyse a study, and write numbers, tables, figures and the page.
 
@@ -51,15 +89,11 @@ def write_report(study: Study, folder: Path) -> Path:
     Raises:
         LoralabError: as `analyse`.
     """
-    from loralab.reporting.figures.files import save
-
     analysis = analyse(study)
     write_json(folder / "analysis.json", analysis)
     for name, table in tables(analysis).items():
         write_table(table, folder / "tables", name)
-    drawn = figures(analysis)
-    for name, figure in drawn.items():
-        save(figure, folder / "figures", name)
+    drawn = write_figures(analysis, folder / "figures")
     write_text(folder / "report.html", html(analysis, drawn))
     return folder / "report.html"
 
