@@ -6,12 +6,18 @@ use too, one thread (OMP_NUM_THREADS=1) is several times faster than two.
     python -m studies.continual_merging.train cost minilm     # trains nothing
     python -m studies.continual_merging.train minilm smollm2  # minutes each
     python -m studies.continual_merging.train table minilm    # what stands
+
+The larger suites need the hub and a GPU. What they take is told without either, from
+the numbers of their architectures; hours, if a file tells of the machine that is meant
+(`loralab plan --help`):
+
+    python -m studies.continual_merging.train offline llama-2-7b --machine h100.yaml
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +28,7 @@ import yaml
 from loralab import compose, train
 from loralab.config import ExperimentConfig
 from loralab.runs import Run
+from loralab.training.estimate import Estimate, Machine, estimate, read_machine
 from loralab.training.prepare import plan_of, prepare
 from loralab.training.timing import Rates, measure_rates
 
@@ -115,6 +122,44 @@ def tell_cost(chosen: Sequence[Adapter], runs_dir: Path) -> None:
     print(f"in all {total / 60:.0f} minutes", flush=True)
 
 
+def tell_offline(chosen: Sequence[Adapter], machine: Machine | None) -> None:
+    """Print what training takes at most of bases and rows that are not here.
+
+    Adapters of a group with one rank differ in their steps alone.
+    """
+    known: dict[tuple[str, int], Estimate] = {}
+    disk, seconds, bases = 0, 0.0, {}
+    for one in chosen:
+        key = (one.group, one.rank)
+        if key not in known:
+            known[key] = estimate(one.compose(), machine)
+        first = known[key]
+        assert first.steps and first.tokens and first.flops  # the file sets the steps
+        share = one.steps / first.steps
+        hours = f", {share * first.seconds / 3600:.1f} h" if first.seconds else ""
+        print(
+            f"{one.group:12} {one.name or one.experiment} rank {one.rank}, "
+            f"{one.steps:,} steps, {share * first.tokens:,.0f} tokens, "
+            f"{share * first.flops:.2g} FLOP{hours}; trains {first.trained:,}, "
+            f"peak {first.peak_bytes / 1e9:.1f} GB{_word(first.fits)}",
+            flush=True,
+        )
+        disk += first.adapter_bytes + first.checkpoint_bytes
+        seconds += share * (first.seconds or 0.0)
+        bases[first.model] = first.base_bytes
+    hours = f"{seconds / 3600:.1f} hours, " if machine else ""
+    print(
+        f"in all {hours}{disk / 1e9:.1f} GB of runs, and of bases "
+        f"{sum(bases.values()) / 1e9:.1f} GB"
+    )
+    for text in dict.fromkeys(t for one in known.values() for t in one.unknown):
+        print(f"unknown: {text}")
+
+
+def _word(fits: bool | None) -> str:
+    return {None: "", True: ", fits", False: ", DOES NOT FIT"}[fits]
+
+
 def train_all(chosen: Sequence[Adapter], runs_dir: Path) -> list[Run]:
     """Return the runs, trained where they do not stand.
 
@@ -165,18 +210,27 @@ def row_of(one: Adapter, run: Run) -> dict[str, Any]:
 
 def main() -> None:
     """Tell the cost, train, or print what stands."""
-    asked = sys.argv[1:]
-    verb = asked[0] if asked and asked[0] in ("cost", "table") else "train"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="+", help="cost, offline or table; groups")
+    parser.add_argument("--machine", type=Path, help="YAML, for `offline`")
+    given = parser.parse_args()
+    asked = given.words
+    verb = asked[0] if asked[0] in ("cost", "offline", "table") else "train"
     groups = asked[1:] if asked[:1] == [verb] else asked
     if not groups:
-        raise SystemExit(__doc__)
+        parser.error("name a group of adapters.yaml")
     chosen = [one for group in groups for one in adapters(group)]
     if verb == "table":
         for one in chosen:
             if stands(one.run()):
                 print(json.dumps(row_of(one, one.run())))
-        return
-    tell_cost(chosen, RUNS)
+    elif verb == "offline":
+        machine = read_machine(given.machine) if given.machine else None
+        tell_offline(chosen, machine)
+    else:
+        tell_cost(chosen, RUNS)
     if verb == "train":
         train_all(chosen, RUNS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,26 @@ import typer
 from loralab.cli.options import Experiment, Overrides
 
 if TYPE_CHECKING:
+    from loralab.config import ExperimentConfig
+    from loralab.training.estimate import Estimate
     from loralab.training.plan import Plan
+
+
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        help="Of a base and rows that are not here: neither hub nor rows are read, and "
+        "every row is taken to be as long as it may be.",
+    ),
+]
+MachineFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML with name, flops_per_second, memory_bytes and source of the machine "
+        "that is meant; implies --offline."
+    ),
+]
 
 
 def plan(
@@ -20,6 +40,8 @@ def plan(
     timed: Annotated[
         bool, typer.Option(help="Measure this machine's rate (some seconds).")
     ] = True,
+    offline: Offline = False,
+    machine: MachineFile = None,
     json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say what a training will cost: parameters, steps, hours, bytes, peak memory.
@@ -32,6 +54,9 @@ def plan(
 
     config = compose(experiment, overrides or [])
     console = render.console()
+    if offline or machine:
+        _estimate(console, config, machine, json_output)
+        return
 
     def tell(what: str) -> None:
         if not json_output:
@@ -44,6 +69,55 @@ def plan(
         _print(console, config.run_id, found)
     if not found.memory.fits:
         raise typer.Exit(1)
+
+
+def _estimate(
+    console: Any, config: ExperimentConfig, machine: Path | None, json_output: bool
+) -> None:
+    """Tell what is known without hub and rows; end with 1 if it does not fit."""
+    from loralab.training.estimate import estimate, read_machine
+
+    found = estimate(config, read_machine(machine) if machine else None)
+    if json_output:
+        typer.echo(json.dumps({"run": config.run_id, **asdict(found)}))
+    else:
+        console.print(f"run {config.run_id}", markup=False)
+        console.print(_estimate_table(found))
+        for line in found.unknown:
+            console.print(f"unknown  {line}", markup=False, soft_wrap=True)
+    if found.fits is False:
+        raise typer.Exit(1)
+
+
+def _estimate_table(found: Estimate) -> Any:
+    from rich.table import Table
+
+    from loralab.cli import render
+
+    table = Table(title="at most", title_justify="left", show_header=False)
+    counts = {
+        "parameters": found.parameters,
+        "trained": found.trained,
+        "steps": found.steps,
+        "tokens": found.tokens,
+    }
+    for name, count in counts.items():
+        table.add_row(name, "unknown" if count is None else f"{count:,}")
+    sizes = {
+        "base in memory": found.base_bytes,
+        "adapter on disk": found.adapter_bytes,
+        "checkpoints on disk": found.checkpoint_bytes,
+        "tensors at the peak of a step": found.peak_bytes,
+    }
+    for name, size in sizes.items():
+        table.add_row(name, render.size(size))
+    if found.flops is not None:
+        table.add_row("operations", f"{found.flops:.3g} FLOP")
+    if found.seconds is not None:
+        table.add_row("training steps", render.duration(found.seconds))
+    if found.fits is not None:
+        table.add_row("memory there is", "fits" if found.fits else "DOES NOT FIT")
+    return table
 
 
 def _print(console: Any, run_id: str, found: Plan) -> None:

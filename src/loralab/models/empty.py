@@ -7,12 +7,13 @@ no memory, and `loralab.adapters.attach` works on it as on a loaded one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from loralab.config import ModelConfig
 from loralab.models.architecture import facts_of
 from loralab.models.base import LoadedModel, check_head, resolve_source
-from loralab.models.numerics import choose_numerics
-from loralab.models.processors import processor_of
+from loralab.models.numerics import Numerics, choose_numerics
+from loralab.models.processors import Source, processor_of
 from loralab.models.shape import build_shape, new_modules_of
 from loralab.models.stored import storage_of
 
@@ -35,10 +36,40 @@ def empty_base(
     Raises:
         ModelError: not found, unsafe, or not known to transformers.
     """
-    numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config, weights=False)
     check_head(source, config.path, head)
-    processor = processor_of(source, config.path, head)
+    return shaped(
+        config,
+        source,
+        processor_of(source, config.path, head),
+        choose_numerics(config.device, config.dtype),
+        head,
+        labels,
+        layers=layers,
+    )
+
+
+def shaped(
+    config: ModelConfig,
+    source: Source,
+    processor: Any,
+    numerics: Numerics,
+    head: str,
+    labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    *,
+    layers: int | None = None,
+) -> LoadedModel:
+    """Return what `empty_base` does, of a source that need not have a tokenizer.
+
+    Args:
+        config: Of the base.
+        source: A folder with its ``config.json``.
+        processor: What it is given inputs by; None where nobody asks it.
+        numerics: Device and dtype.
+        head: A key of `loralab.models.forward.HEADS`.
+        labels: As `loralab.models.base.load_base` takes them.
+        layers: Build only so many layers.
+    """
     load_from = source.load_from
     model = build_shape(config, load_from, numerics, head, labels, layers)
     new = new_modules_of(model, head, source.folder)
