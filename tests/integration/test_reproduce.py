@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 from loralab import compose, quantize, train
 from loralab.config import StorageConfig
 from loralab.experiments import sameness
-from loralab.experiments.reproduce import changes, recorded_seconds, reproduce
+from loralab.experiments.reproduce import (
+    Reproduction,
+    changes,
+    recorded_seconds,
+    reproduce,
+)
 from loralab.merging.state.log import read_log
 from loralab.merging.state.state import MergedState
 from loralab.runs import Run
@@ -150,6 +155,9 @@ def test_one_bit_of_one_weight_is_a_difference(minilm_run, twin):
     assert sameness.tensors(minilm_run.adapter, twin.adapter, 1e-6).equal
     del stored[name]
     save_file(stored, file)
+    gone = sameness.tensors(minilm_run.adapter, twin.adapter)
+    told = Reproduction("a", "adapter", None, 0.0, (), (), (gone,)).as_dict()
+    assert json.loads(json.dumps(told, allow_nan=False))["equal"] is False
     assert not sameness.tensors(minilm_run.adapter, twin.adapter, 1e6).equal
 
 

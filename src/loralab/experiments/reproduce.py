@@ -12,6 +12,7 @@ it was made of, and certified again; a merge is replayed, entry by entry, from i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -93,8 +94,12 @@ class Reproduction:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
-        return {"equal": self.equal, **asdict(self)}
+        """Return all of it as JSON has it; an infinite difference is null there."""
+        found = asdict(self)
+        for one in (*found["inputs"], *found["compared"]):
+            if math.isinf(one["largest"]):
+                one["largest"] = None
+        return {"equal": self.equal, **found}
 
 
 def changes(run: Run) -> tuple[Change, ...]:
@@ -127,10 +132,10 @@ def recorded_seconds(run: Run) -> float | None:
     content = run.read()
     if content.get("resumes"):
         measured = (sum(e["seconds"].values()) for e in run.evaluations().values())
-        return float(content["training"]["step_seconds"]) + sum(measured)
+        return float(content["training"]["step_seconds"] + sum(measured))
     try:
-        began = datetime.fromisoformat(content["started"])
-        ended = datetime.fromisoformat(content["finished"])
+        began = datetime.fromisoformat(str(content["started"]))
+        ended = datetime.fromisoformat(str(content["finished"]))
     except (KeyError, TypeError, ValueError):
         return None
     return float((ended - began).total_seconds())

@@ -32,7 +32,8 @@ class Compared:
         equal: Whether all is the same, or within the tolerance.
         count: Things that were compared: tensors, figures, answers, files.
         differing: Of those, not bit for bit the same.
-        largest: The largest difference, in the measure that the tolerance is of.
+        largest: The largest difference, in the measure that the tolerance is of;
+            infinite where one of the two lacks the thing, or has it in another shape.
         where: The thing that differs most; empty where none does.
     """
 
