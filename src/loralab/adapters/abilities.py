@@ -24,6 +24,8 @@ WORDS = {
     "vision": "adapt a vision transformer",
     "checkpointing": "be trained with activation checkpointing",
     "packing": "be trained on packed rows",
+    "ddp": "be trained by several processes",
+    "fsdp": "be trained by several processes that share the tensors out",
     "vllm": "be served by vLLM",
 }
 
@@ -42,6 +44,8 @@ class Abilities:
         vision: Adapt a vision transformer.
         checkpointing: Be trained with activation checkpointing.
         packing: Be trained on several rows in one sequence.
+        ddp: Be trained by several processes, each with the whole model.
+        fsdp: Be trained by several processes, each with rows of every tensor.
         vllm: Be served by vLLM as an adapter.
     """
 
@@ -54,6 +58,8 @@ class Abilities:
     vision: str = ""
     checkpointing: str = ""
     packing: str = ""
+    ddp: str = ""
+    fsdp: str = ""
     vllm: str = "vLLM serves LoRA adapters only"
 
 

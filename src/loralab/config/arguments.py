@@ -64,6 +64,11 @@ def to_training_arguments(
     if config.gradient_checkpointing:
         given["activation_checkpointing"] = True
         given["activation_checkpointing_kwargs"] = {"use_reentrant": False}
+    if config.parallel.processes > 1:
+        given["ddp_backend"] = "gloo" if device == "cpu" else "nccl"
+        # every trained tensor has a gradient in every step, and no buffer changes
+        given["ddp_find_unused_parameters"] = False
+        given["ddp_broadcast_buffers"] = False
     if stopping:
         given |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
         given["greater_is_better"] = False

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from loralab import registry
+from loralab.config.parallel import ParallelConfig
 from loralab.errors import ConfigError
 from loralab.registry import Strict
 
@@ -265,6 +266,7 @@ class TrainingConfig(Strict):
     )
     seed: int = Field(0, ge=0, description="of adapter and head, row order, dropout")
     gradient_checkpointing: bool = False
+    parallel: ParallelConfig = ParallelConfig()
     logging_steps: int = Field(10, gt=0)
     eval_steps: int | None = Field(
         None, gt=0, description="evaluate on validation rows; null: at each epoch's end"
@@ -367,6 +369,8 @@ class ExperimentConfig(Strict):
         content = self.model_dump(mode="json", exclude={"name"})
         if content["model"]["storage"] is None:  # as before there was this key
             del content["model"]["storage"]
+        if self.training.parallel.processes == 1:  # as before there was this key
+            del content["training"]["parallel"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -136,7 +136,12 @@ def length_groups(lengths: Sequence[int], overhead: int) -> list[list[int]]:
 
 @dataclass
 class EpochBatches:
-    """A batch sampler whose order is a function of seed and epoch alone."""
+    """A batch sampler whose order is a function of seed and epoch alone.
+
+    Of several processes each takes every so-manieth micro-batch of a step, so together
+    they see the rows that one process would, with as many more micro-batches a step.
+    Where the last step has none left for some, theirs are empty: all have as many.
+    """
 
     lengths: Sequence[int]
     batch_size: int
@@ -144,20 +149,23 @@ class EpochBatches:
     seed: int
     epoch: int = 0
     drop_last: bool = False
+    processes: int = 1
+    process: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; the trainer calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.lengths) // (self.batch_size * self.processes))
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(
-            epoch_order(
-                self.lengths, self.batch_size, self.accumulation, self.seed, self.epoch
-            )
+        a_step = self.accumulation * self.processes
+        order = epoch_order(
+            self.lengths, self.batch_size, a_step, self.seed, self.epoch
         )
+        order += [[] for _ in range(-len(order) % self.processes)]
+        return iter(order[self.process :: self.processes])
 
 
 def evaluation_order(

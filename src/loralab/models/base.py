@@ -182,6 +182,7 @@ def load_base(
     config: ModelConfig,
     head: str,
     labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    place: bool = True,
 ) -> LoadedModel:
     """Load a base model for a task.
 
@@ -190,6 +191,8 @@ def load_base(
         head: A key of `loralab.models.forward.HEADS`.
         labels: Class names, for a classification head; of a head that is written, each
             with its prompts.
+        place: Whether it is put on its device; else it stays in the CPU's memory, to be
+            sharded from there.
 
     Returns:
         The model in evaluation mode; base weights in the chosen dtype or quantized, a
@@ -206,7 +209,7 @@ def load_base(
     processor = processor_of(source, config.path, head)
     load_from = source.load_from
     storage = storage_of(config, source.folder, load_from, numerics, head, labels)
-    model, new = _load_model(config, source, numerics, head, labels, storage)
+    model, new = _load_model(config, source, numerics, head, labels, storage, place)
     if isinstance(labels, Mapping):
         _write_head(model, source, labels, config.path, numerics)
     facts = storage.finish(model) if storage else facts_of(model, new)
@@ -271,6 +274,7 @@ def _load_model(
     head: str,
     labels: Collection[str],
     storage: Storage | None,
+    place: bool,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the model with the head of a task, and the modules that are new."""
     if numerics.device == "cuda":
@@ -293,7 +297,7 @@ def _load_model(
     for name in new:
         model.get_submodule(name).float()
     model.config.use_cache = False
-    if settings["device_map"] is None:  # else it has its place
+    if place and settings["device_map"] is None:  # else it has its place
         model.to(numerics.device)
     return model.eval(), new
 

@@ -40,7 +40,11 @@ def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def _base_of(model: Any) -> Any:
-    """Return the transformers model inside a PEFT model."""
+    """Return the transformers model inside a PEFT model, and inside DDP."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

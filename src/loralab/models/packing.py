@@ -23,7 +23,7 @@ def check_packing(loaded: LoadedModel) -> float:
     """
     import torch
 
-    device = loaded.numerics.device
+    device = loaded.model.device  # to be sharded, it is not in its place yet
     top = min(loaded.facts.vocabulary, 1000)
     first, second = [i % top for i in range(5, 16)], [i % top for i in range(50, 57)]
     packed = torch.tensor([first + second], device=device)

@@ -66,12 +66,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for part in (*temporary.rglob("*"), temporary):
-            _fsync(part)
-        remove_directory(path)
-        rename(temporary, path)
+        publish_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_directory(temporary: Path, path: Path) -> None:
+    """Give a finished temporary directory its name; what has the name is deleted."""
+    for part in (*temporary.rglob("*"), temporary):
+        _fsync(part)
+    remove_directory(path)
+    rename(temporary, path)
 
 
 def remove_directory(path: Path) -> None:

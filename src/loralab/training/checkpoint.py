@@ -62,7 +62,9 @@ def generators() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.random.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.distributed.is_initialized() and torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()  # the other GPUs have processes
+    elif torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state_all()
     return found
 
@@ -77,7 +79,9 @@ def set_generators(state: dict[str, Any]) -> None:
     name, tensor, *rest = state["numpy"]
     np.random.set_state((name, tensor.numpy().astype(np.uint32), *rest))
     torch.random.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if torch.distributed.is_initialized() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+    elif "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 

@@ -235,7 +235,8 @@ def predict_memory(prepared: Prepared) -> tuple[Memory, Rehearsal]:
     if base.numerics.device == "cuda":
         return _on_gpu(found), found
     stored = _stored_bytes(prepared)
-    available = process + psutil.virtual_memory().available
+    several = prepared.config.training.parallel.processes  # in the same memory
+    available = process + psutil.virtual_memory().available // several
     return Memory(
         process,
         process + stored + found.weights,

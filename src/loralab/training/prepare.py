@@ -34,6 +34,7 @@ from loralab.models.stored import format_facts
 from loralab.training.callbacks._life import check_callbacks
 from loralab.training.drivers import driver_of
 from loralab.training.optimizers import check_optimizer
+from loralab.training.parallel import check_parallel
 
 
 @dataclass
@@ -83,15 +84,14 @@ def prepare(
     classes = classes_of(state)
     if weights:
         tell(f"loading {config.model.path}")
-        base = load_base(config.model, task.head, classes)
+        place = config.training.parallel.strategy != "fsdp"
+        base = load_base(config.model, task.head, classes, place)
     else:
         base = empty_base(config.model, task.head, classes)
     task.prepare(base.processor)
     tell("encoding rows")
-    examples: dict[str, Examples] = {}
-    for name in ("train", "validation"):
-        if name in listed:
-            examples[name] = task(listed[name], base.processor)
+    read = [name for name in ("train", "validation") if name in listed]
+    examples = {name: task(listed[name], base.processor) for name in read}
     if weights and examples["train"].capacity is not None:
         check_packing(base)
     seed_everything(config.training.seed)
@@ -100,6 +100,17 @@ def prepare(
     if driver := driver_of(config.peft):
         driver.begin(attached.model, config.peft, plan_of(prepared)["steps"])
     return prepared
+
+
+def attached_anew(prepared: Prepared) -> tuple[LoadedModel, Attached]:
+    """Return base and adapter as `prepare` made them, the base on its device."""
+    config, task = prepared.config, prepared.task
+    seed_everything(config.training.seed)
+    labels = prepared.task_state.get("labels", ())
+    base = load_base(config.model, task.head, labels)
+    task.prepare(base.processor)
+    seed_everything(config.training.seed)
+    return base, _attach(config, base, prepared.examples["train"], lambda _: None)
 
 
 def _attach(
@@ -138,6 +149,7 @@ def _check(config: ExperimentConfig, weights: bool) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
     check_trains(choose_numerics(config.model.device, config.model.dtype))
     check_optimizer(config)
+    check_parallel(config)
     if config.training.gradient_checkpointing:
         key = "training.gradient_checkpointing"
         require(config.peft, "checkpointing", key, f"set {key}=false")
@@ -187,8 +199,8 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
     """Return what training will cost, in steps and tokens, and what it trains."""
     config, examples = prepared.config.training, prepared.examples["train"]
     of = unit_lengths(examples, units(examples))
-    batch = config.per_device_train_batch_size
-    accumulation = config.gradient_accumulation_steps
+    batch, processes = config.per_device_train_batch_size, config.parallel.processes
+    accumulation = config.gradient_accumulation_steps * processes
     batches = epoch_order(of, batch, accumulation, config.seed, 0)
     per_epoch = -(-len(batches) // accumulation)
     steps = int(-(-config.num_train_epochs * per_epoch // 1))
@@ -196,7 +208,8 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
         steps = config.max_steps
     attached, numerics = prepared.attached, prepared.base.numerics
     image = examples.pixels.tokens if examples.pixels is not None else None
-    padded = padded_share(of, batches, overhead_of(numerics.device))
+    overhead = overhead_of(numerics.device) if processes == 1 else 2**40
+    padded = padded_share(of, batches, overhead)
     return {
         "steps": steps,
         "steps_per_epoch": per_epoch,

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from loralab.adapters.files import load_weights, save_adapter
 from loralab.config import ExperimentConfig
 from loralab.config.arguments import to_training_arguments
-from loralab.data.examples import get_preprocessor
-from loralab.data.rows import load_rows
 from loralab.errors import LoralabError, RunError, TrainingError
 from loralab.evaluation.evaluate import evaluate_split
 from loralab.inference.load import LoadedAdapter, load_adapter
@@ -32,8 +30,16 @@ from loralab.runs.run import create, move_aside, now
 from loralab.training.callbacks._life import opened
 from loralab.training.checkpoint import latest, read_state, step_of
 from loralab.training.drivers import driver_of
-from loralab.training.events import EventLog, OnEvent
+from loralab.training.events import EventLog, OnEvent, SilentLog
+from loralab.training.existing import (
+    check_resumable,
+    check_same_data,
+    not_finished,
+    refuse_begun,
+)
+from loralab.training.launch import launch
 from loralab.training.optimizers import note_small_tensors
+from loralab.training.parallel import APART, check_alike, part, same_for_all
 from loralab.training.plan import is_out_of_memory, out_of_memory
 from loralab.training.prepare import Prepared, plan_of, prepare
 
@@ -72,94 +78,73 @@ def train(
     """
     run = Run(Path(runs_dir) / config.run_id)
     tell = on_event or (lambda _: None)
-    status = run.status if (run.path / "run.json").is_file() else "absent"
+    status = _status(run)
     if status == "running":
         raise RunError("another process is training this run", where=str(run.path))
     if status == "complete" and not force:
-        _check_same_data(run, config)
+        check_same_data(run, config)
         tell({"event": "found", "run": str(run.path)})
         return run
     if status in ("interrupted", "failed") and not (resume or force):
-        raise _not_finished(run, status)
-    began = time.time()
-    if resumed := status != "absent" and not force:
+        raise not_finished(run, status)
+    if status != "absent" and not force:
         locks = run.read().get("data", {}).get("locks", locks)
-    prepared = prepare(config, _teller(tell), locks=locks)
+    if config.training.parallel.processes > 1:
+        launch(config, run, on_event=tell, locks=locks, force=force)
+    else:
+        train_here(config, run, force=force, locks=locks, on_event=on_event)
+    return run
+
+
+def _status(run: Run) -> str:
+    return run.status if (run.path / "run.json").is_file() else "absent"
+
+
+def train_here(
+    config: ExperimentConfig,
+    run: Run,
+    *,
+    force: bool,
+    locks: dict[str, str] | None,
+    on_event: OnEvent | None,
+) -> None:
+    """Train in this process, as the first or only one; arguments are `train`'s."""
+    tell = on_event or (lambda _: None)
+    status = _status(run)
+    began = time.time()
+    resumed = status != "absent" and not force
+    prepared = prepare(
+        config,
+        lambda what: tell({"event": "preparing", "what": what}),
+        locks=locks,
+    )
     if status != "absent" and force:
         aside = move_aside(run)
         tell({"event": "moved", "to": str(aside)})
     with run.locked():
         if not resumed:
-            _refuse_begun(run)
-            create(config, Path(runs_dir), "adapter")
+            refuse_begun(run)
+            create(config, run.path.parent, "adapter")
         log = EventLog(run, on_event)
         with run_log(run.path / "log.txt", since=began):
-            _check_resumable(run, prepared)
+            check_resumable(run, prepared)
             remove_leftovers(run.path)
             with opened(config.training.callbacks, run, log) as callbacks:
                 _run_training(run, prepared, log, callbacks)
-    return run
 
 
-def _teller(tell: OnEvent) -> Callable[[str], None]:
-    return lambda what: tell({"event": "preparing", "what": what})
+def assist(
+    config: ExperimentConfig, run: Run, locks: dict[str, str] | None = None
+) -> None:
+    """Help the first process of several to train; write nothing.
 
-
-def _refuse_begun(run: Run) -> None:
-    """Refuse a run that another process has begun while this one prepared."""
-    if (run.path / "run.json").is_file():
-        raise RunError(
-            "another process has begun this run",
-            where=str(run.path),
-            fix="wait for it; the same call then finds it",
-        )
-
-
-def _not_finished(run: Run, status: str) -> RunError:
-    return RunError(
-        f"this run was {status}",
-        where=str(run.path),
-        why=str(run.read().get("error", "")),
-        fix="continue it with --resume, or begin again with --force",
-    )
-
-
-def _check_same_data(run: Run, config: ExperimentConfig) -> None:
-    before = run.read()["data"]
-    rows = load_rows(config.data, get_preprocessor(config.task), before.get("locks"))
-    if rows.fingerprint != before["fingerprint"]:
-        raise RunError(
-            "this configuration was trained before, on other rows",
-            where=str(run.path),
-            why="the data behind the same path has changed",
-            fix="train again with --force; the old run is kept under another name",
-        )
-
-
-def _check_resumable(run: Run, prepared: Prepared) -> None:
-    """Refuse to continue on other rows or another base than the run began with."""
-    before = run.read()
-    for name, was, now_is in (
-        ("data", before.get("data"), prepared.rows.fingerprint),
-        ("base", before.get("base"), prepared.base.fingerprint),
-    ):
-        if was is not None and was["fingerprint"] != now_is:
-            raise RunError(
-                f"the {name} has changed since this run began",
-                where=str(run.path),
-                why="a resumed run would be trained on two of them",
-                fix="begin again with --force; the old run is kept under another name",
-            )
-    was = before.get("calibration", {}).get("init")
-    again = prepared.attached.record.get("init")
-    if was and again and was["hash_after"] != again["hash_after"]:
-        raise RunError(
-            f"init={was['init']} came out otherwise than when this run began",
-            where=str(run.path),
-            why=f"{was['hash_after']} then, {again['hash_after']} now: another machine "
-            "or library; a resumed run would mix two adapters",
-            fix="begin again with --force; the old run is kept under another name",
-        )
+    Args:
+        config: The experiment.
+        run: The first process' run.
+        locks: Of the run's data, if it is resumed.
+    """
+    prepared = prepare(config, locks=locks)
+    _fit(run, prepared, SilentLog(run), None, ())
 
 
 def _run_training(
@@ -274,27 +259,10 @@ def _build_trainer(
     """Return the trainer with its callbacks, and the one that keeps the clock."""
     from transformers import EarlyStoppingCallback, TrainerCallback
 
-    from loralab.training.trainer import PEFTTrainer, Validation
     from loralab.training.watch import MovementGuard, ReportCallback
 
-    config, examples = prepared.config, prepared.examples
-    validation = None
-    if encoded := examples.get("validation"):
-        rows = list(prepared.rows.splits["validation"])
-        validation = Validation(encoded, prepared.task, rows)
-    trainer = PEFTTrainer(
-        prepared.attached.model,
-        to_training_arguments(
-            config.training,
-            str(run.checkpoints),
-            device=prepared.base.numerics.device,
-            validated=validation is not None,
-        ),
-        prepared.base,
-        examples["train"],
-        validation,
-        eval_batch_size=config.evaluation.per_device_eval_batch_size,
-    )
+    config = prepared.config
+    trainer = _new_trainer(run, prepared)
     report = ReportCallback(log, trainer.counts)
     trainer.add_callback(report)
     trainer.parts["report"] = (report.state, report.load)
@@ -311,6 +279,35 @@ def _build_trainer(
     return trainer, report
 
 
+def _new_trainer(run: Run, prepared: Prepared) -> PEFTTrainer:
+    """Return the trainer of the configured strategy."""
+    from loralab.training.trainer import PEFTTrainer, Validation
+
+    config, examples = prepared.config, prepared.examples
+    kind = PEFTTrainer
+    if config.training.parallel.strategy == "fsdp":
+        from loralab.training.sharded import ShardedTrainer
+
+        kind = ShardedTrainer
+    validation = None
+    if encoded := examples.get("validation"):
+        rows = list(prepared.rows.splits["validation"])
+        validation = Validation(encoded, prepared.task, rows)
+    return kind(
+        prepared.attached.model,
+        to_training_arguments(
+            config.training,
+            str(run.checkpoints),
+            device=prepared.base.numerics.device,
+            validated=validation is not None,
+        ),
+        prepared.base,
+        examples["train"],
+        validation,
+        eval_batch_size=config.evaluation.per_device_eval_batch_size,
+    )
+
+
 def _fit(
     run: Run,
     prepared: Prepared,
@@ -320,7 +317,12 @@ def _fit(
 ) -> dict[str, Any]:
     """Run the trainer, from a checkpoint if there is one; return timings and rates."""
     trainer, report = _build_trainer(run, prepared, log, callbacks)
-    seed_everything(prepared.config.training.seed)
+    several = prepared.config.training.parallel.processes > 1
+    if several:
+        check_alike(trainer, prepared)
+        start = same_for_all(start)
+    rank = trainer.args.process_index
+    seed_everything(prepared.config.training.seed + rank * APART)
     how = f"resumes at step {step_of(start)}" if start else "begins"
     logger.info("training %s: %s", how, run.id)
     began = time.perf_counter()
@@ -329,6 +331,8 @@ def _fit(
             trainer.finish_from(start)
         else:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
+        if several:
+            part(trainer, prepared)
     spent, steps = report.seconds, trainer.state.global_step
     return {
         "steps": steps,

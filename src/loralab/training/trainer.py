@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,7 +100,14 @@ def _sampler(lengths: Sequence[int], args: TrainingArguments) -> EpochBatches:
         args.per_device_train_batch_size,
         args.gradient_accumulation_steps,
     )
-    return EpochBatches(lengths, batch, accumulation, args.seed)
+    return EpochBatches(
+        lengths,
+        batch,
+        accumulation,
+        args.seed,
+        processes=args.world_size,
+        process=args.process_index,
+    )
 
 
 class PEFTTrainer(Trainer):
@@ -135,7 +144,9 @@ class PEFTTrainer(Trainer):
         self._overhead = overhead_of(base.numerics.device)
         self.counts = {"tokens": 0, "positions": 0, "labels": 0}
         self.rate_ratio = 1.0
-        self._sampler = _sampler(unit_lengths(train, self._units), args)
+        lengths = unit_lengths(train, self._units)
+        self._sampler = _sampler(lengths, args)
+        self._shortest = self._units[lengths.index(min(lengths))]
         self.flops: tuple[int, int] | None = None
         self.parts: dict[str, Part] = {
             "counts": (lambda: dict(self.counts), self.counts.update)
@@ -154,7 +165,13 @@ class PEFTTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
 
     def _collate(self, batch: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Return a micro-batch as groups of like length, each padded apart."""
+        """Return a micro-batch as groups of like length, each padded apart.
+
+        Of none, a process that has no rows left in a step, it is a short one that does
+        not count: gradients are summed over all processes, so all must take part.
+        """
+        idle = not batch
+        batch = batch or [self._shortest]
         draw = (self.args.seed, self._sampler.epoch)
         sizes = unit_lengths(self._train, batch)
         several = self.accelerator.num_processes > 1  # DDP wants one forward a step
@@ -164,7 +181,13 @@ class PEFTTrainer(Trainer):
             for group in groups
         ]
         held = [positions(self._train, group) for group in made]
-        return {"groups": made, "tokens": sum(sizes), "positions": sum(held)}
+        tokens = 0 if idle else sum(sizes)
+        return {
+            "groups": made,
+            "tokens": tokens,
+            "positions": sum(held),
+            "labels": 0 if idle else sum(len(group["labels"]) for group in made),
+        }
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return batches in an order that seed and epoch alone decide."""
@@ -173,23 +196,27 @@ class PEFTTrainer(Trainer):
             batch_sampler=self._sampler,
             collate_fn=self._collate,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        # the sampler gives each process its rows; Accelerate would repeat some of them
+        return prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
         """Return the micro-batches of a step, and the number of labels in all."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        groups = [group for batch in batches for group in batch["groups"]]
-        labels = sum(len(group["labels"]) for group in groups)
-        self.counts["tokens"] += sum(batch["tokens"] for batch in batches)
-        self.counts["positions"] += sum(b["positions"] for b in batches)
-        self.counts["labels"] += labels
+        seen = [sum(batch[name] for batch in batches) for name in self.counts]
         if self.accelerator.num_processes > 1:
-            mine = torch.tensor(labels, device=device)
-            labels = int(self.accelerator.gather(mine).sum())
-        return batches, labels
+            mine = torch.tensor([seen], device=device)
+            seen = self.accelerator.gather(mine).sum(0).tolist()
+        for name, count in zip(self.counts, seen, strict=True):
+            self.counts[name] += count
+        return batches, seen[-1]
 
     def compute_loss(
         self,
@@ -209,6 +236,7 @@ class PEFTTrainer(Trainer):
             logits_NC, labels_N, _ = supervised_logits(model, group, self.base)
             total = total + cross_entropy(logits_NC, labels_N, reduction="sum")
             labels += len(labels_N)
+        total = total if inputs["labels"] else 0 * total
         loss = total / (num_items_in_batch or labels)
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -262,6 +290,8 @@ class PEFTTrainer(Trainer):
         if self._validation is None:
             raise TrainingError("there are no validation rows")
         metrics = self._validation.measure(self.model, self.base, self._eval_batch_size)
+        if self.accelerator.num_processes > 1:  # all must decide alike when to stop
+            (metrics,) = broadcast_object_list([metrics])
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -281,16 +311,24 @@ class PEFTTrainer(Trainer):
                 name = type(callback).__name__
                 self.state.stateful_callbacks[name] = callback.state()
         over = self.state.global_step >= self.state.max_steps
+        several = self.accelerator.num_processes > 1
+        self._write(
+            folder,
+            parts={name: read() for name, (read, _) in self.parts.items()},
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.lr_scheduler.state_dict(),
+            generators=gather_object([generators()]) if several else generators(),
+            finished=over or self.control.should_training_stop,
+        )
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path, **state: Any) -> None:
+        """Write a checkpoint, and drop old ones; the first process does it."""
+        if not self.is_world_process_zero():
+            return
         with atomic_directory(folder) as temporary:
             write_trained(temporary, self.model)
-            write_state(
-                temporary,
-                parts={name: read() for name, (read, _) in self.parts.items()},
-                optimizer=self.optimizer.state_dict(),
-                scheduler=self.lr_scheduler.state_dict(),
-                generators=generators(),
-                finished=over or self.control.should_training_stop,
-            )
+            write_state(temporary, **state)
             self.state.save_to_json(str(temporary / "trainer_state.json"))
         self._rotate(folder)
 
@@ -331,7 +369,9 @@ class PEFTTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            set_generators(read_state(Path(checkpoint))["generators"])
+            held = read_state(Path(checkpoint))["generators"]
+            several = isinstance(held, list)
+            set_generators(held[self.args.process_index] if several else held)
 
     def finish_from(self, checkpoint: Path) -> None:
         """Take the adapter of a training that had ended when it was killed."""

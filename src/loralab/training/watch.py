@@ -136,7 +136,7 @@ class MovementGuard(TrainerCallback):
 
     @staticmethod
     def _digest(tensor: torch.Tensor) -> tuple[float, float]:
-        exact = tensor.detach().double()
+        exact = getattr(tensor, "full_tensor", lambda: tensor)().detach().double()
         return float(exact.sum()), float(exact.square().sum())
 
     def on_train_begin(

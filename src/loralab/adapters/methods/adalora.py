@@ -98,11 +98,14 @@ def adalora_config(
     )
 
 
+DRIVEN = "its allocator is driven after each step, in a process that is alone"
+
+
 @register(
     "PEFT method",
     "adalora",
     AdaLoRAParams,
-    able=Abilities(vllm=""),
+    able=Abilities(vllm="", ddp=DRIVEN, fsdp=DRIVEN),
     driver="loralab.training.adaptive",
 )
 def adalora(params: AdaLoRAParams, site: Site) -> Any:

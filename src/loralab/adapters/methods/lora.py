@@ -94,11 +94,14 @@ class LoraParams(TargetParams):
     def limits(self) -> dict[str, str]:
         """What this variant cannot do though LoRA can, with the reason."""
         found = {}
+        if self.schedule:
+            reason = "its schedule replaces the tensors that processes have in common"
+            found |= {"ddp": reason, "fsdp": reason}
         if self.dora:
             found["vllm"] = "vLLM serves no DoRA"
         if self.init in ("pissa", "olora", "corda", "loftq", "lora-ga"):
             reason = f"init={self.init} rewrites the base's float weights"
-            found |= {"nf4": reason, "int8": reason, "affine": reason}
+            found |= dict.fromkeys(("nf4", "int8", "affine", "fsdp"), reason)
         if self.dora:
             found["int8"] = (
                 "bitsandbytes loses its scales once DoRA has read the weights"

@@ -79,6 +79,7 @@ ABLE = Abilities(
     nf4="it quantizes the float base itself",
     affine="it quantizes the float base itself",
     int8="it quantizes the float base itself",
+    fsdp="its base is of codes and scales, which are no rows of a weight",
     vllm="its plain LoRA belongs on the base as it was quantized here",
 )
 
