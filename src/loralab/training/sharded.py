@@ -33,7 +33,7 @@ from torch.distributed.checkpoint import (
     save,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from loralab.errors import RunError, TrainingError
@@ -117,7 +117,16 @@ class ShardedTrainer(PEFTTrainer):
         check_sharded(self.model, self.args.world_size)
         return prepared
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the validation figures of the present adapter."""
+        metrics = super().evaluate(*args, **kwargs)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the outermost waits for a backward pass
+        return metrics
+
     def _write(self, folder: Path, **state: Any) -> None:
+        check_sharded(self.model, self.args.world_size)
         shards: dict[str, torch.Tensor] = dict(self._trained())
         state["optimizer"] = _pull(state["optimizer"], "optimizer", shards)
         temporary = folder.with_name(f"{TEMPORARY}{folder.name}")  # one for all

@@ -197,13 +197,11 @@ class PEFTTrainer(Trainer):
             collate_fn=self._collate,
         )
         # the sampler gives each process its rows; Accelerate would repeat some of them
-        return prepare_data_loader(
-            loader,
-            self.accelerator.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=True,
+        device = self.accelerator.device
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, device, num_processes=1, process_index=0, put_on_device=True
         )
+        return prepared
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
