@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tiny import tiny
 from tests.unit.test_abilities import ABLE, CELLS, LLAMA, adapted, llama, logits
 from torch import distributed
 from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
@@ -24,7 +25,13 @@ from loralab.training.checkpoint import read_state
 from loralab.training.launch import launch
 from loralab.training.parallel import check_parallel
 from loralab.training.prepare import plan_of, prepare
-from loralab.training.sharded import check_sharded, gathered, read_shards, shard
+from loralab.training.sharded import (
+    ShardedTrainer,
+    check_sharded,
+    gathered,
+    read_shards,
+    shard,
+)
 
 DDP = "training.parallel={strategy: ddp, processes: 2}"
 FSDP = "training.parallel={strategy: fsdp, processes: 2}"
@@ -211,6 +218,45 @@ def test_shards_are_read_back_without_a_pickle(alone, tmp_path):
     (folder / next(folder.iterdir()).name).write_bytes(b"broken")
     with pytest.raises(errors.RunError, match="cannot be read"):
         read_shards(held, tmp_path)
+
+
+def sharded_training(folder, config, resume=None):
+    """Train sharded, in a group of one; return what was trained."""
+    prepared = prepare(config)
+    args = config.training.to_training_arguments(str(folder))
+    args.eval_strategy = "no"
+    trainer = ShardedTrainer(
+        prepared.attached.model, args, prepared.base, prepared.examples["train"], None
+    )
+    trainer.train(resume_from_checkpoint=resume and str(resume))
+    return gathered(trainer.model)
+
+
+def test_a_sharded_training_resumes_where_it_was(alone, tmp_path):
+    rows = "".join(f"{'a b c ' * (1 + i % 5)}{i},{i % 2}\n" for i in range(30))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    config = compose(
+        "text-classification",
+        [
+            f"model.path={tiny('llama', tmp_path / 'model')}",
+            "model.device=cpu",
+            "model.dtype=fp32",
+            f"data.source.params.path={tmp_path / 'rows.csv'}",
+            "data.columns={text: text, label: label}",
+            "data.duplicates=keep",
+            "peft.params.dropout=0.2",
+            "training.max_steps=5",
+            "training.save_steps=2",
+            "training.learning_rate=1e-2",
+        ],
+    )
+    whole = sharded_training(tmp_path / "whole", config)
+    kept = tmp_path / "whole" / "checkpoint-2"
+    assert {f.suffix for f in kept.rglob("*.*")} == {".safetensors", ".json"}
+    assert not (kept / "trained.safetensors").exists()
+    again = sharded_training(tmp_path / "again", config, kept)
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 # ---- errors

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.distributed import DeviceMesh
 from torch.distributed.checkpoint import (
+    CheckpointException,
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
     load,
@@ -180,10 +181,10 @@ def read_shards(shards: dict[str, Any], folder: Path) -> None:
     local = {name: tensor.detach() for name, tensor in shards.items()}
     try:
         load(local, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)))
-    except Exception as error:  # torch wraps what each process meets
+    except CheckpointException as error:  # what each process met, one after the other
         raise RunError(
             "the checkpoint cannot be read",
             where=str(folder),
-            why=str(error).strip().split("\n")[0],
+            why=str(error).strip().split("\n")[-1],
             fix="begin again with --force",
         ) from None
