@@ -65,7 +65,7 @@ def to_training_arguments(
         given["activation_checkpointing"] = True
         given["activation_checkpointing_kwargs"] = {"use_reentrant": False}
     if config.parallel.processes > 1:
-        given["ddp_backend"] = "gloo" if device == "cpu" else "nccl"
+        given["ddp_backend"] = "gloo" if device == "cpu" else None  # the GPU's own
         # every trained tensor has a gradient in every step, and no buffer changes
         given["ddp_find_unused_parameters"] = False
         given["ddp_broadcast_buffers"] = False

@@ -168,7 +168,8 @@ def _run_training(
         raise
     except Exception as error:
         run.update(status="failed", error=f"{type(error).__name__}: {error}")
-        if is_out_of_memory(error):
+        whole = prepared.config.training.parallel.strategy != "fsdp"
+        if whole and is_out_of_memory(error):  # else nothing predicts what would fit
             raise _out_of_memory(run, prepared, log) from None
         raise
     size = sum(f.stat().st_size for f in run.adapter.iterdir() if "adapter" in f.name)
