@@ -247,6 +247,7 @@ def test_a_sharded_training_resumes_where_it_was(alone, tmp_path):
             "peft.params.dropout=0.2",
             "training.max_steps=5",
             "training.save_steps=2",
+            "training.save_total_limit=3",
             "training.learning_rate=1e-2",
         ],
     )
@@ -256,7 +257,8 @@ def test_a_sharded_training_resumes_where_it_was(alone, tmp_path):
     assert not (kept / "trained.safetensors").exists()
     again = sharded_training(tmp_path / "again", config, kept)
     assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    for name, tensor in whole.items():  # without the optimizer's state 1e-3 and more
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=1e-6)
 
 
 # ---- errors

@@ -90,7 +90,7 @@ def prepare(
         base = empty_base(config.model, task.head, classes)
     task.prepare(base.processor)
     tell("encoding rows")
-    read = [name for name in ("train", "validation") if name in listed]
+    read: list[str] = [name for name in ("train", "validation") if name in listed]
     examples = {name: task(listed[name], base.processor) for name in read}
     if weights and examples["train"].capacity is not None:
         check_packing(base)

@@ -25,15 +25,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import DeviceMesh
-from torch.distributed.checkpoint import (
-    CheckpointException,
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
-    load,
-    save,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -83,7 +82,7 @@ def check_sharded(model: nn.Module, processes: int) -> None:
         )
 
 
-def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
+def gathered(model: Any) -> dict[str, torch.Tensor]:
     """Return every trained tensor, whole and on the CPU; all processes must call."""
     return {
         name: tensor.full_tensor().detach().cpu()

@@ -46,7 +46,11 @@ def told(error: BaseException, rank: int) -> dict[str, Any]:
     lines = traceback.format_exc()
     if isinstance(error, LoralabError):
         rest = {"where": error.where, "why": error.why, "fix": error.fix}
-        found = {"kind": type(error).__name__, "what": error.what, "rest": rest}
+        found: dict[str, Any] = {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "rest": rest,
+        }
     else:
         found = {"kind": None, "what": f"{type(error).__name__}: {error}"}
     return {"rank": rank, "traceback": lines, **found}

@@ -93,7 +93,7 @@ class LoraParams(TargetParams):
     @property
     def limits(self) -> dict[str, str]:
         """What this variant cannot do though LoRA can, with the reason."""
-        found = {}
+        found: dict[str, str] = {}
         if self.schedule:
             reason = "its schedule replaces the tensors that processes have in common"
             found |= {"ddp": reason, "fsdp": reason}
