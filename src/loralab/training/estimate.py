@@ -32,7 +32,7 @@ from loralab.models.base import LoadedModel
 from loralab.models.empty import shaped
 from loralab.models.known import shape_source
 from loralab.models.numerics import Numerics
-from loralab.models.processors import IMAGE_HEAD
+from loralab.models.processors import IMAGE_HEADS
 from loralab.registry import Strict
 from loralab.training.rehearsal import rehearse
 
@@ -191,7 +191,7 @@ def _classifies(head: str) -> bool:
 def _longest(config: ExperimentConfig, base: LoadedModel) -> int:
     """Return the tokens of the longest row that there may be."""
     shape = base.model.config
-    if base.head == IMAGE_HEAD:
+    if base.head in IMAGE_HEADS:
         sees = getattr(shape, "vision_config", shape)
         return int((sees.image_size // sees.patch_size) ** 2 + 1)
     params: Any = registry.get("task", config.task.name).schema(**config.task.params)
@@ -226,7 +226,7 @@ class _Blank:
 
 def _rows(base: LoadedModel, count: int, length: int) -> Examples:
     """Return rows of full length, all of whose tokens are supervised where any is."""
-    if base.head == IMAGE_HEAD:
+    if base.head in IMAGE_HEADS:
         shape = base.model.config
         side = getattr(shape, "vision_config", shape).image_size
         pixels: Any = _Blank(length, side)
@@ -279,7 +279,7 @@ def _unknown(
     machine: Machine | None,
 ) -> list[str]:
     found = []
-    if base.head != IMAGE_HEAD:
+    if base.head not in IMAGE_HEADS:
         found.append(f"how long rows are: each is taken to have {length:,} tokens")
     if _classifies(base.head):
         found.append(f"how many classes there are: {len(CLASSES)} are counted")
