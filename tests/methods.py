@@ -1,6 +1,6 @@
 """Every PEFT method on a real model: trained a little, saved, read by a fresh process.
 
-`python -m tests.methods MODEL FOLDER` reads back all cells of a model in one process.
+`python -m tests.methods FOLDER` reads back all cells of all models in one process.
 """
 
 from __future__ import annotations
@@ -153,16 +153,16 @@ def train_cell(model: str, method: str, params: dict, folder: Path) -> dict:
     }  # fmt: skip
 
 
-def main(model: str, folder: Path) -> None:
-    """Read back every cell; write its logits."""
-    for name, (method, params) in json.loads(
-        (folder / "cells.json").read_text()
-    ).items():
-        base = base_of(model, folder)
-        config = PEFTConfig(name=method, params=params)
-        logits = logits_of(restore(base, config, folder / name), base)
-        (folder / name / "logits.json").write_text(json.dumps(logits.tolist()))
+def main(folder: Path) -> None:
+    """Read back every cell of every model; write its logits."""
+    for file in sorted(folder.glob("*/cells.json")):
+        own = file.parent
+        for name, (method, params) in json.loads(file.read_text()).items():
+            base = base_of(own.name, own)
+            config = PEFTConfig(name=method, params=params)
+            logits = logits_of(restore(base, config, own / name), base)
+            (own / name / "logits.json").write_text(json.dumps(logits.tolist()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -40,7 +40,10 @@ def plain_peft(*arguments):
     return np.array(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("which", ["minilm_run", "smollm2_run"])
+@pytest.mark.parametrize(
+    "which",
+    ["minilm_run", pytest.param("smollm2_run", marks=pytest.mark.slow)],
+)
 def test_plain_peft_gives_the_same_logits(which, request):
     run = request.getfixturevalue(which)
     adapter = load_adapter(run)

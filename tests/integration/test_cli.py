@@ -17,7 +17,14 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("preset", ["sms-spam", "trec-6", "newsgroups-20"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "sms-spam",
+        "trec-6",
+        pytest.param("newsgroups-20", marks=pytest.mark.slow),
+    ],
+)
 def test_presets_train_in_one_line(preset, tmp_path):
     outcome = loralab("train", preset, *TINY, "--runs-dir", tmp_path)
     assert outcome.code == 0, outcome.err

@@ -35,7 +35,7 @@ REFUSED = [cell for cell in GRID if cell not in LEARNT]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, request):
-    """Train each cell once; then one fresh process a model reads all of them."""
+    """Train each cell once; then one fresh process reads all of them."""
     folder, found = tmp_path_factory.mktemp("methods"), {}
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     asked = {(c.params.get("model"), c.params.get("label")) for c in calls if c}
@@ -49,8 +49,8 @@ def trained(tmp_path_factory, request):
             found[model, label] = {**made, "merged": merged(made, label), "at": place}
         listed = {label.replace(" ", "_"): CELLS[label] for label in names}
         (own / "cells.json").write_text(json.dumps(listed))
-        command = [sys.executable, "-m", "tests.methods", model, str(own)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-m", "tests.methods", str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     return found
 
 

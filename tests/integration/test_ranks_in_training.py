@@ -107,8 +107,8 @@ def test_flops_are_those_of_the_products(base, tmp_path):
     "change",
     [
         "peft.params.schedule=[{at: 0.25, rank: 12}, {at: 0.75, rank: 4}]",
-        "peft.params.init=lora-ga",
-        "peft=p-tuning",
+        pytest.param("peft.params.init=lora-ga", marks=pytest.mark.slow),
+        pytest.param("peft=p-tuning", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_with_the_same_bytes(base, tmp_path, monkeypatch, change):

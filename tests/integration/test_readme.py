@@ -18,8 +18,13 @@ def blocks(language):
     return re.findall(pattern, README.read_text(encoding="utf-8"), re.S)
 
 
-def commands():
-    whole = [block.replace("\\\n", " ") for block in blocks("bash")]
+LONG = "## Merge"
+"""From this heading on the commands take minutes: `make test-all`."""
+
+
+def commands(text):
+    found = re.findall(r"```bash\n(.*?)```", text, re.S)
+    whole = [block.replace("\\\n", " ") for block in found]
     lines = [line for block in whole for line in block.splitlines()]
     return [line for line in lines if line.startswith("loralab ")]
 
@@ -53,9 +58,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_commands_and_python(workplace):
-    listed = commands()
-    assert len(listed) >= 8
+def run_all(listed):
     for command in listed:
         words = shlex.split(command.replace("seed=range(3)", "seed=0"), comments=True)
         words = words[1:]
@@ -63,10 +66,22 @@ def test_commands_and_python(workplace):
         # four steps need not beat the base, and doctor then says so with 1
         allowed = (0, 1) if words[0] == "doctor" else (0,)
         assert outcome.code in allowed, f"{command}\n{outcome.out}\n{outcome.err}"
+
+
+def test_first_commands_and_python(workplace):
+    first, rest = README.read_text(encoding="utf-8").split(LONG)
+    listed = commands(first)
+    assert len(listed) >= 20 and len(commands(rest)) >= 20
+    run_all(listed)
     code = blocks("python")[0].replace('["training.seed=1"]', repr(SMALL))
     names = {}
     exec(code, names)
     assert names["run"].status == "complete"
+
+
+@pytest.mark.slow
+def test_all_commands(workplace):
+    run_all(commands(README.read_text(encoding="utf-8")))
 
 
 def test_own_rows_take_ten_lines_of_configuration():
