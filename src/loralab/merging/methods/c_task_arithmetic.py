@@ -8,34 +8,22 @@ tasks before it, and their order does not matter.
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from loralab.lowrank.factors import Factors
 from loralab.lowrank.update import Update, total
 from loralab.merging.method import INVARIANT, Step
-from loralab.merging.methods._spectral import Scaled
+from loralab.merging.methods.task_arithmetic import TaskArithmeticParams
 from loralab.registry import register
-
-
-class ContinualTaskArithmeticParams(Scaled):
-    """Params of `c-task-arithmetic`.
-
-    Attributes:
-        scale: What every task's update is multiplied with.
-    """
-
-    scale: float = Field(default=0.3, allow_inf_nan=False)
 
 
 @register(
     "merge method",
     "c-task-arithmetic",
-    ContinualTaskArithmeticParams,
+    TaskArithmeticParams,
     continual=True,
     laws=INVARIANT | {"identity": {"scale": 1.0}},
 )
 def c_task_arithmetic(
-    params: ContinualTaskArithmeticParams,
+    params: TaskArithmeticParams,
     merged: Update | None,
     new: Factors,
     step: Step,

@@ -17,10 +17,10 @@ from loralab.registry import register
 
 
 class TaskArithmeticParams(Scaled):
-    """Parameters of task arithmetic.
+    """Params of `task-arithmetic` and `c-task-arithmetic`.
 
     Attributes:
-        scale: λ; 1 / T makes it the average.
+        scale: What every task's update is multiplied with; 1 / T makes it the average.
     """
 
     scale: float = Field(default=0.3, allow_inf_nan=False)
