@@ -66,6 +66,15 @@ def test_called_again_it_adds_new_runs_and_keeps_every_byte(kept, tmp_path):
     assert add_runs(file, runs_dir) == []
 
 
+def test_what_a_person_wrote_in_another_encoding_stays(tmp_path):
+    file, new = tmp_path / "log.md", failed(tmp_path / "runs")
+    mine = "the loss fell für 3 %\n".encode("latin-1")
+    file.write_bytes(mine)
+    assert add_runs(file, tmp_path / "runs") == [new]
+    assert file.read_bytes().startswith(mine)
+    assert add_runs(file, tmp_path / "runs") == []
+
+
 def test_a_run_that_was_made_again_is_new_and_the_old_one_known(kept, tmp_path):
     file, runs_dir = tmp_path / "log.md", kept.path.parent
     first = failed(runs_dir)

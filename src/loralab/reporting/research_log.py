@@ -51,7 +51,8 @@ def add_runs(file: Path, runs_dir: Path, since: date | None = None) -> list[Run]
     """
     if not runs_dir.is_dir():
         raise RunError("no such directory", where=str(runs_dir), fix="set --runs-dir")
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    # only searched, never written back: bytes of another encoding do not matter
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     known = set(MARK.findall(text))
     found = [run for run in _ended(runs_dir, since) if _mark(run) not in known]
     if not found:
