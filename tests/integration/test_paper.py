@@ -10,7 +10,7 @@ from loralab.reporting.paper import lock
 from loralab.reporting.paper.build import build
 from loralab.reporting.paper.render import svg_to_pdf
 from loralab.reporting.tables import MINUS
-from loralab.runs.files import write_json
+from loralab.runs.files import sha256_file, write_json
 from tests.cli import loralab
 
 pytest.importorskip("pypandoc")
@@ -73,6 +73,18 @@ def refused(*args):
     return done.err
 
 
+def stands_on(manifest, text):
+    """Return a number's entry, and its runs and commits by their names."""
+    entry = next(
+        source["numbers"][text]
+        for source in manifest["sources"].values()
+        if text in source["numbers"]
+    )
+    behind = manifest["stands_on"][entry["stands_on"]]
+    named = ([manifest[key][n] for n in behind[key]] for key in ("runs", "commits"))
+    return entry, *named
+
+
 def with_line(text):
     file = Path("paper/draft.md")
     file.write_text(file.read_text(encoding="utf-8") + f"\n{text}\n", encoding="utf-8")
@@ -83,18 +95,15 @@ def test_a_paper_is_built_and_its_manifest_tells_where_numbers_are_from(project)
     assert done.code == 0, done.err
     assert (project / "paper/draft.pdf").read_bytes()[:5] == b"%PDF-"
     manifest = json.loads((project / "paper/draft.manifest.json").read_text())
-    by_text = {entry["reference"]: entry for entry in manifest["numbers"]}
-    run = by_text[f"runs/{RUN} test/accuracy adapter"]
-    assert run["runs"] == [RUN]
-    assert run["commits"] == ["0" * 40]
+    run, runs, commits = stands_on(manifest, f"runs/{RUN} test/accuracy adapter")
+    assert (runs, commits) == ([RUN], ["0" * 40])
     assert run["shown"] == "0.50 [0.40, 0.60]"
-    assert run["file"] == f"runs/{RUN}/eval/test.json"
-    assert run["sha256"] == manifest["sources"][run["file"]]
-    gradient = by_text[f"{STUDY} gradient difference"]
-    assert len(gradient["runs"]) == 6
-    text = gradient["reference"]
-    lines = [e["line"] for e in manifest["numbers"] if e["reference"] == text]
-    assert lines == [7, 17]
+    file = f"runs/{RUN}/eval/test.json"
+    assert manifest["sources"][file]["sha256"] == sha256_file(project / file)
+    gradient, runs, _ = stands_on(manifest, f"{STUDY} gradient difference")
+    assert len(runs) == 6
+    assert len(manifest["runs"]) == len(set(manifest["runs"])) == 7
+    assert gradient["lines"] == [7, 17]
     assert gradient["pointers"] == ["/comparisons/2/difference"]
     first = (project / "paper/draft.pdf").read_bytes()
     assert loralab("paper", "build", "paper/draft.md").code == 0
@@ -180,6 +189,10 @@ def test_a_figure_without_a_pdf_is_converted_for_latex(project):
         ("{{ figure none }}", "no figure 'none'"),
         ("{{ literal 0.05 }}", "the reason why no run measured it"),
         ("An {{ open brace.", "{{ does not close"),
+        (
+            f'{{{{ claim {STUDY} gradient better as "better by 12 %" }}}}',
+            "'12 %' is typed by hand",
+        ),
     ],
 )
 def test_each_mistake_is_refused_with_its_line(project, line, said):
@@ -237,6 +250,14 @@ def test_pandoc_refuses_maths_that_it_cannot_read(project):
     assert "pandoc refuses the document" in refused()
 
 
+def test_code_stays_code_so_that_it_hides_no_typed_number(project):
+    with_line("By `0.26`{=typst} nats.")
+    done = loralab("paper", "build", "paper/draft.md", "--to", "typst")
+    assert done.code == 0, done.err
+    text = Path("paper/draft.typ").read_text("utf-8")
+    assert "0.26" in text and "By 0.26 nats" not in text
+
+
 def test_numbers_lists_sources_and_what_they_hold(project):
     assert loralab("paper", "numbers").out.split() == [STUDY, f"runs/{RUN}"]
     said = loralab("paper", "numbers", STUDY, "gradient", "difference").out
@@ -253,8 +274,17 @@ def test_our_own_paper_says_what_is_committed():
     assert len(paper.numbers) > 300
     assert lock.read(ROOT / "paper/draft.md") == paper.lock
     manifest = json.loads((ROOT / "paper/draft.manifest.json").read_text("utf-8"))
-    shown = [(one.reference.text, one.shown) for one in paper.numbers]
-    assert [(e["reference"], e["shown"]) for e in manifest["numbers"]] == shown
+    parts = [s["numbers"] for s in manifest["sources"].values()]
+    parts.append(manifest["literals and labels"])
+    shown = {
+        (text, entry["shown"], line)
+        for part in parts
+        for text, entry in part.items()
+        for line in entry["lines"]
+    }
+    assert shown == {
+        (one.reference.text, one.shown, one.reference.line) for one in paper.numbers
+    }
 
 
 def test_our_own_paper_becomes_a_pdf_and_latex(tmp_path, monkeypatch):

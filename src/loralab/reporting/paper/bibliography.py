@@ -45,7 +45,7 @@ def keys(file: Path) -> list[str]:
     """
     try:
         text = file.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise PaperError(
             "the bibliography cannot be read",
             where=str(file),

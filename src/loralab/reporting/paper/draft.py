@@ -162,6 +162,12 @@ def read(text: str) -> Draft:
     )
 
 
+def typed_in(text: str) -> str:
+    """Return the first number that prose must not have typed; empty without one."""
+    match = _TYPED.search(_prose(text))
+    return match[0].strip() if match else ""
+
+
 def _blank(match: re.Match[str]) -> str:
     """Return as much space, so that places and lines stay."""
     return _BLANK.sub(" ", match[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 from loralab.errors import PaperError, nearest
 from loralab.reporting.paper import claims
-from loralab.reporting.paper.draft import Reference
+from loralab.reporting.paper.draft import Reference, typed_in
 from loralab.reporting.paper.numbers import AGGREGATES, Figure, figure, write
 from loralab.reporting.paper.path import Hit
 from loralab.reporting.paper.provenance import runs_and_commits
@@ -185,7 +185,7 @@ def _claim(library: Library, reference: Reference, words: Sequence[str]) -> Reso
             case ["than", name, *rest]:
                 than = name
             case ["as", text, *rest]:
-                shown = text
+                shown = _without_numbers(text)
             case _:
                 raise PaperError(
                     f"a claim ends with than NAME or as TEXT, and not with {rest!r}"
@@ -199,6 +199,21 @@ def _claim(library: Library, reference: Reference, words: Sequence[str]) -> Reso
     text = claims.WORDS[word] if shown is None else shown
     made = _made(reference, text, source, hits, [word] * len(hits))
     return replace(made, markup=text)
+
+
+def _without_numbers(text: str) -> str:
+    """Return the words of a claim.
+
+    Raises:
+        PaperError: they hold a number that was typed.
+    """
+    if found := typed_in(text):
+        raise PaperError(
+            f"{found!r} is typed by hand",
+            why="the words of a claim are prose",
+            fix="close the claim, and write the number as a reference behind it",
+        )
+    return text
 
 
 def _count(

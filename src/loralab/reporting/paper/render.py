@@ -164,7 +164,9 @@ def _source(
     template = style.template or TEMPLATES / f"paper{suffix}"
     command = [
         str(pandoc.get_pandoc_path()),
-        *("--from", "markdown", "--to", to, "--standalone", "--fail-if-warnings"),
+        # code is free of the guard against typed numbers, so none may become raw text
+        *("--from", "markdown-raw_attribute", "--to", to, "--standalone"),
+        "--fail-if-warnings",
         *("--template", str(template.resolve()), f"--{style.citations}"),
         *("--syntax-highlighting", "none", "--columns", "1000"),
         *("--metadata", "link-citations=true", "--output", str(source)),
