@@ -123,6 +123,18 @@ class Look:
     marker: str
     dash: Any
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """How matplotlib draws a line of this look, its markers ringed in white."""
+        return {
+            "color": self.colour,
+            "linestyle": self.dash,
+            "marker": self.marker,
+            "markersize": MARK,
+            "markeredgecolor": "white",
+            "markeredgewidth": HAIR,
+        }
+
 
 def look(index: int) -> Look:
     """Return the look of the series with this number; 280 of them differ."""

@@ -22,7 +22,6 @@ from loralab.reporting.style import (
     COLUMN_HEIGHT,
     COLUMN_WIDTH,
     HAIR,
-    MARK,
     look,
     style,
 )
@@ -98,12 +97,7 @@ def draw_curve(axes: Axes, curve: Curve, number: int) -> None:
     axes.plot(
         curve.x,
         curve.mean,
-        color=seen.colour,
-        linestyle=seen.dash,
-        marker=seen.marker,
-        markersize=MARK,
-        markeredgecolor="white",
-        markeredgewidth=HAIR,
+        **seen.line,
         markevery=max(1, math.ceil(len(curve.x) / MOST_MARKERS)),
         label=f"{curve.name} ({curve.seeds} {unit})",
     )

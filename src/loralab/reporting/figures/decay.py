@@ -22,7 +22,6 @@ from loralab.reporting.style import (
     COLUMN_WIDTH,
     HAIR,
     HALF,
-    MARK,
     PALE_INK,
     look,
     style,
@@ -86,20 +85,9 @@ def decay(spectra: Sequence[Decay]) -> Figure:
             pale = {"color": PALE_INK, "alpha": HALF, "linewidth": 2 * HAIR}
             _draw(axes, task.sigma, floor, label=name, **pale)
         for number, merge in enumerate(merges):
-            seen, every = look(number), math.ceil(len(merge.sigma) / _MOST_MARKERS)
-            _draw(
-                axes,
-                merge.sigma,
-                floor,
-                label=merge.name,
-                color=seen.colour,
-                linestyle=seen.dash,
-                marker=seen.marker,
-                markersize=MARK,
-                markeredgecolor="white",
-                markeredgewidth=HAIR,
-                markevery=every,
-            )
+            every = math.ceil(len(merge.sigma) / _MOST_MARKERS)
+            drawn = {**look(number).line, "label": merge.name, "markevery": every}
+            _draw(axes, merge.sigma, floor, **drawn)
         shown = [s for spectrum in spectra for s in spectrum.sigma if s >= floor]
         axes.set_yscale("log")
         log_axis(axes.yaxis, min(shown) / 2, top)

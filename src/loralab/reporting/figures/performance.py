@@ -37,9 +37,7 @@ from loralab.reporting.style import (
     COLUMN_HEIGHT,
     COLUMN_WIDTH,
     DASHES,
-    HAIR,
     INK,
-    MARK,
     PALE_INK,
     THIN,
     look,
@@ -176,23 +174,10 @@ def _size(point: Point) -> float:
 
 def keys(groups: Sequence[str]) -> list[Line2D]:
     """Return a line with a marker for each group, for a legend."""
-    made = []
-    for number, group in enumerate(groups):
-        seen = look(number)
-        made.append(
-            Line2D(
-                [],
-                [],
-                label=group,
-                color=seen.colour,
-                linestyle=seen.dash,
-                marker=seen.marker,
-                markersize=MARK,
-                markeredgecolor="white",
-                markeredgewidth=HAIR,
-            )
-        )
-    return made
+    return [
+        Line2D([], [], label=group, **look(number).line)
+        for number, group in enumerate(groups)
+    ]
 
 
 def efficiency(points: Sequence[Point], x_label: str, y_label: str) -> Figure:
