@@ -17,6 +17,7 @@ from loralab.evaluation.multitask import MultiTaskEvaluator
 from loralab.export.artefact import quantize
 from loralab.models.empty import empty_base
 from loralab.models.forward import supervised_logits
+from loralab.training.prepare import attached_anew, prepare
 from tests.cli import loralab
 from tests.vision import experiment, pictures, save
 
@@ -117,6 +118,16 @@ def test_nothing_of_the_text_tower_is_trained_counted_or_saved(folder, runs):
     )  # fmt: skip
     assert planned.code == 0, planned.err
     assert "new head" not in planned.out
+
+
+def test_attached_anew_after_sharding_the_head_is_written_again(folder):
+    prepared = prepare(asked(folder))
+    base, attached = attached_anew(prepared)
+    before = prepared.base.model.text_head.weight
+    assert torch.equal(base.model.text_head.weight, before)
+    given = {n: p for n, p in attached.model.named_parameters() if p.requires_grad}
+    for name, tensor in prepared.attached.model.named_parameters():
+        assert not tensor.requires_grad or torch.equal(given[name], tensor)
 
 
 def test_the_base_is_the_zero_shot_model(folder, runs):

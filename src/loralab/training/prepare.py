@@ -106,8 +106,7 @@ def attached_anew(prepared: Prepared) -> tuple[LoadedModel, Attached]:
     """Return base and adapter as `prepare` made them, the base on its device."""
     config, task = prepared.config, prepared.task
     seed_everything(config.training.seed)
-    labels = prepared.task_state.get("labels", ())
-    base = load_base(config.model, task.head, labels)
+    base = load_base(config.model, task.head, classes_of(prepared.task_state))
     task.prepare(base.processor)
     seed_everything(config.training.seed)
     return base, _attach(config, base, prepared.examples["train"], lambda _: None)
