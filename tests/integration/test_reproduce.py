@@ -173,6 +173,14 @@ def test_minus_zero_and_a_nan_are_not_zero(tmp_path):
     assert not sameness.tensors(folders["zero"], folders["nan"], 1e9).equal
 
 
+def test_a_tensor_without_dimensions_is_compared_too(tmp_path):
+    for label, value in (("one", 1.0), ("same", 1.0), ("other", 2.0)):
+        (tmp_path / label).mkdir()
+        save_file({"x": torch.tensor(value)}, tmp_path / label / "x.safetensors")
+    assert sameness.tensors(tmp_path / "one", tmp_path / "same").equal
+    assert not sameness.tensors(tmp_path / "one", tmp_path / "other").equal
+
+
 def test_another_loss_figure_or_answer_is_a_difference(minilm_run, twin):
     text = (twin.path / "metrics.jsonl").read_text(encoding="utf-8")
     loss = next(e for e in twin.events() if "eval_loss" in e)["eval_loss"]

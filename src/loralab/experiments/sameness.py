@@ -82,7 +82,8 @@ def _tensor_gap(ours: Any, theirs: Any) -> float:
 
     if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
         return float("inf")
-    if torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):
+    # flat, for a scalar has no bytes to look at
+    if torch.equal(*(one.flatten().view(torch.uint8) for one in (ours, theirs))):
         return 0.0
     largest = float(ours.double().abs().max())
     gap = float((ours.double() - theirs.double()).abs().max())
