@@ -436,6 +436,16 @@ def test_a_failure_tells_the_fix_of_its_error():
     assert "gradient_checkpointing" in files.findings()[0].fix
 
 
+def test_few_steps_are_told_with_the_processes_that_shared_them():
+    files = Files()
+    few_steps(files)
+    (alone,) = (f for f in files.findings() if f.kind == "few_steps")
+    files.config["training"]["parallel"] = {"strategy": "ddp", "processes": 4}
+    (four,) = (f for f in files.findings() if f.kind == "few_steps")
+    assert "processes" not in str(alone)
+    assert "× 1 × 4 processes)" in str(four)
+
+
 def test_an_adapter_that_is_better_is_told_only_what_could_be_gained():
     files = Files()
     files.differs("accuracy", 0.2, 0.02)

@@ -26,7 +26,9 @@ def _few_steps(case: Case) -> Iterator[Finding]:
     if 0 < case.steps < FEW_STEPS:
         batch = case.training["per_device_train_batch_size"]
         seen = f"{case.steps} optimizer steps (batch {batch}"
-        seen += f" × {case.training['gradient_accumulation_steps']})"
+        seen += f" × {case.training['gradient_accumulation_steps']}"
+        processes = case.training.get("parallel", {}).get("processes", 1)
+        seen += f" × {processes} processes)" if processes > 1 else ")"
         more = f"training.max_steps={max(200, 4 * case.steps)}"
         if case.training["max_steps"] <= 0:
             epochs = case.training["num_train_epochs"]
