@@ -20,10 +20,10 @@ from loralab.config import PEFTConfig
 from loralab.data.batching import EpochBatches
 from loralab.errors import ConfigErrors, LoralabError, TrainingError
 from loralab.runs import Run
-from loralab.training import worker
+from loralab.training import estimate, worker
 from loralab.training.checkpoint import read_state
-from loralab.training.launch import launch
-from loralab.training.parallel import check_parallel
+from loralab.training.launch import _error, launch
+from loralab.training.parallel import LAUNCHED, check_parallel, check_torch
 from loralab.training.prepare import plan_of, prepare
 from loralab.training.sharded import (
     ShardedTrainer,
@@ -171,6 +171,30 @@ def test_refused_when_planned(strategy, other, words):
         prepare(config, weights=False)
 
 
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_a_foreign_launcher_s_processes_are_refused(name, monkeypatch):
+    config = compose("trec-6")
+    check_parallel(config)
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(errors.ConfigError, match=f"{name}=2"):
+        check_parallel(config)
+    check_parallel(compose("trec-6", [DDP]))  # it starts its own, without it
+
+
+def test_fsdp_needs_a_torch_that_writes_shards():
+    check_torch(torch.__version__)
+    with pytest.raises(errors.ConfigError, match=r"needs torch 2\.9"):
+        check_torch("2.8.0+cu128")
+
+
+def test_an_offline_plan_counts_the_rows_of_all_processes():
+    sizes = ["data.max_rows={train: 64, validation: 8, test: 8}",
+             "training.max_steps=-1", "training.num_train_epochs=1",
+             "training.per_device_train_batch_size=8"]  # fmt: skip
+    assert estimate._steps(compose("trec-6", sizes)) == 8
+    assert estimate._steps(compose("trec-6", [*sizes, DDP])) == 4
+
+
 def test_more_processes_than_gpus_are_refused(tmp_path):
     # a machine without a GPU refuses the device; one with GPUs, so many of them
     many = "training.parallel={strategy: ddp, processes: 99}"
@@ -262,6 +286,17 @@ def test_a_sharded_training_resumes_where_it_was(alone, tmp_path):
 
 
 # ---- errors
+
+
+def test_several_errors_of_a_configuration_are_told_as_one(tmp_path):
+    try:
+        raise ConfigErrors([errors.ConfigError("one"), errors.ConfigError("two")])
+    except ConfigErrors as error:
+        text = json.dumps(worker.told(error, 0))
+    (tmp_path / "error-0.json").write_text(text, encoding="utf-8")
+    found = _error(tmp_path, Run(tmp_path))
+    assert isinstance(found, errors.ConfigError)
+    assert "one" in str(found) and "two" in str(found)
 
 
 def test_an_error_of_a_process_is_told_as_one_of_this_one():

@@ -128,7 +128,7 @@ def estimate(config: ExperimentConfig, machine: Machine | None = None) -> Estima
     training, facts = config.training, base.facts
     length = _longest(config, base)
     steps = _steps(config)
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    rows = _rows_of_a_step(config)
     tokens = steps * rows * length if steps is not None else None
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     trained = 4 * whole.trainable
@@ -207,8 +207,14 @@ def _steps(config: ExperimentConfig) -> int | None:
     rows = config.data.max_rows.train
     if rows is None:
         return None
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return int(-(-training.num_train_epochs * -(-rows // batch) // 1))
+    per_epoch = -(-rows // _rows_of_a_step(config))
+    return int(-(-training.num_train_epochs * per_epoch // 1))
+
+
+def _rows_of_a_step(config: ExperimentConfig) -> int:
+    training = config.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return rows * training.parallel.processes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ Shape suffixes: E examples, B of a batch, D hidden, C classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -49,7 +48,7 @@ def changes(prepared: Prepared, passes: float) -> str:
         return "the head is more than one linear layer"
     if passes <= 1:
         return "there is no second pass over the rows"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if prepared.config.training.parallel.processes > 1:
         return "several processes train"
     if train.supervision != "example":
         return "a row has several labels"

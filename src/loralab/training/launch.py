@@ -22,7 +22,7 @@ from typing import Any
 
 from loralab import errors
 from loralab.config import ExperimentConfig
-from loralab.errors import ConfigError, LoralabError, TrainingError
+from loralab.errors import ConfigError, ConfigErrors, LoralabError, TrainingError
 from loralab.models.numerics import choose_numerics
 from loralab.runs import Run
 from loralab.runs.run import now
@@ -32,8 +32,10 @@ from loralab.training.parallel import WHERE, check_parallel
 PATIENCE = 20.0
 """Seconds that the processes have to end when they are told to."""
 
-FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
-"""Environment variables that would change what Accelerate does, by how they begin."""
+FOREIGN = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "PET_", "PMI_", "OMPI_COMM_",
+           "MV2_COMM_")  # fmt: skip
+"""Environment variables that would change what Accelerate or `torch.distributed.run`
+does, by how they begin."""
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,8 @@ def _error(folder: Path, run: Run) -> LoralabError:
     for told in sorted(found, key=lambda told: told["kind"] is None):
         if told["kind"]:
             kind: type[LoralabError] = getattr(errors, told["kind"], TrainingError)
+            if issubclass(kind, ConfigErrors):  # made of others; all its text is told
+                kind = ConfigError
             return kind(told["what"], **told["rest"])
         logger.error("process %d:\n%s", told["rank"], told["traceback"])
         return TrainingError(

@@ -12,8 +12,11 @@ part of L.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
 
 from loralab import registry
 from loralab.adapters.abilities import OTHERS, require
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
 WHERE = "training.parallel"
 APART = 2**16
 """Between the seeds of two processes: their dropout differs, as their rows do."""
+LEAST_TORCH = "2.9"
+"""Of `HuggingFaceStorageWriter(save_distributed=True)`."""
+LAUNCHED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How many processes a launcher has started, as Accelerate reads it."""
 SHARDED_OPTIMIZERS = ("adamw_torch", "sgd")
 
 
@@ -41,6 +48,7 @@ def check_parallel(config: ExperimentConfig) -> None:
     """
     strategy, fix = config.training.parallel.strategy, f"leave {WHERE} out"
     if strategy == "none":
+        _check_alone()
         return
     if config.model.device_map:
         raise ConfigError(
@@ -57,7 +65,37 @@ def check_parallel(config: ExperimentConfig) -> None:
         _check_fsdp(config)
 
 
+def _check_alone() -> None:
+    """Refuse a launcher's variables: Accelerate would wait for the others it names."""
+    for name in LAUNCHED:
+        if int(os.environ.get(name) or 1) > 1:
+            raise ConfigError(
+                f"{name}={os.environ[name]} is set, and one process is to train",
+                where=WHERE,
+                why="another launcher set it; each of its processes would train this",
+                fix=f"unset {name}; loralab starts the processes that {WHERE} asks for",
+            )
+
+
+def check_torch(version: str) -> None:
+    """Refuse a torch that cannot write what is sharded.
+
+    Raises:
+        ConfigError: it is older than `LEAST_TORCH`.
+    """
+    if Version(version).release < Version(LEAST_TORCH).release:
+        raise ConfigError(
+            f"fsdp needs torch {LEAST_TORCH} or later, and this is {version}",
+            where=WHERE,
+            why="earlier ones cannot write a process' shards as safetensors",
+            fix=f"pip install 'torch>={LEAST_TORCH}', or set {WHERE}.strategy=ddp",
+        )
+
+
 def _check_fsdp(config: ExperimentConfig) -> None:
+    import torch
+
+    check_torch(torch.__version__)
     fix = "set training.parallel.strategy=ddp"
     if config.model.storage:
         raise ConfigError(
