@@ -5,8 +5,8 @@ import os
 import pytest
 
 # Before torch is imported: processes that test side by side share the cores, whatever
-# the environment says. Two that each start a thread a core wait for one another, and are
-# many times slower.
+# the environment says. Two that each start a thread a core wait for one another, and
+# are many times slower.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _workers > 1:
     _threads = max(1, (os.cpu_count() or 1) // _workers)

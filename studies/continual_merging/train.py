@@ -34,6 +34,7 @@ from loralab.training.timing import Rates, measure_rates
 
 ADAPTERS = Path(__file__).parent / "adapters.yaml"
 RUNS = Path("runs") / "continual_merging"
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def tell_offline(chosen: Sequence[Adapter], machine: Machine | None) -> None:
             f"{one.group:12} {one.name or one.experiment} rank {one.rank}, "
             f"{one.steps:,} steps, {share * first.tokens:,.0f} tokens, "
             f"{share * first.flops:.2g} FLOP{hours}; trains {first.trained:,}, "
-            f"peak {first.peak_bytes / 1e9:.1f} GB{_word(first.fits)}",
+            f"peak {first.peak_bytes / GB:.1f} GB{_word(first.fits)}",
             flush=True,
         )
         disk += first.adapter_bytes + first.checkpoint_bytes
@@ -149,8 +150,8 @@ def tell_offline(chosen: Sequence[Adapter], machine: Machine | None) -> None:
         bases[first.model] = first.base_bytes
     hours = f"{seconds / 3600:.1f} hours, " if machine else ""
     print(
-        f"in all {hours}{disk / 1e9:.1f} GB of runs, and of bases "
-        f"{sum(bases.values()) / 1e9:.1f} GB"
+        f"in all {hours}{disk / GB:.1f} GB of runs, and of bases "
+        f"{sum(bases.values()) / GB:.1f} GB"
     )
     for text in dict.fromkeys(t for one in known.values() for t in one.unknown):
         print(f"unknown: {text}")

@@ -71,7 +71,7 @@ def run_all(listed):
 def test_first_commands_and_python(workplace):
     first, rest = README.read_text(encoding="utf-8").split(LONG)
     listed = commands(first)
-    assert len(listed) >= 20 and len(commands(rest)) >= 20
+    assert len(listed) >= 15 and len(commands(rest)) >= 15
     run_all(listed)
     code = blocks("python")[0].replace('["training.seed=1"]', repr(SMALL))
     names = {}

@@ -10,12 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from loralab import compose, quantize, train
 from loralab.config import StorageConfig
+from loralab.errors import ExportError
 from loralab.experiments import sameness
 from loralab.experiments.reproduce import (
     Reproduction,
     changes,
     recorded_seconds,
     reproduce,
+    unheard,
 )
 from loralab.merging.state.log import read_log
 from loralab.merging.state.state import MergedState
@@ -104,6 +106,16 @@ def test_an_artefact_is_stored_again_with_the_same_bytes(minilm_run, tmp_path):
         *("source, format and route", "data", "base")
     }
     assert {one.what for one in again.compared} == {"artefact files", "certificate"}
+    file = max((alone / "artefact").iterdir(), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ExportError, match="another content"):
+        reproduce(Run(alone), runs_dir=minilm_run.path.parent)
+
+
+def test_trackers_elsewhere_are_not_told_of_it():
+    chosen = "training.callbacks=[{name: wandb}, {name: memory}, {name: trackio}]"
+    left = unheard(compose("trec-6", [chosen])).training.callbacks
+    assert [one.name for one in left] == ["memory"]
 
 
 @pytest.mark.parametrize("method", ["opcm", "ties"])

@@ -30,7 +30,7 @@ from loralab.experiments import sameness
 from loralab.experiments.sameness import Compared
 from loralab.export.artefact import identity, quantize
 from loralab.export.parity import Tolerance
-from loralab.inference.artefact import read_note
+from loralab.inference.artefact import check_files, read_note
 from loralab.merging.state.folder import place
 from loralab.merging.state.log import STATE, read_log
 from loralab.merging.state.state import MergedState
@@ -46,6 +46,8 @@ GPU_TOLERANCE = 0.01
 a measured bound."""
 OF_THE_BASE = "the base of "
 """How a certificate calls what was made of no adapter."""
+ELSEWHERE = ("wandb", "trackio")
+"""Callbacks that write outside the run's directory."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,10 @@ def _room(out: Path | None, run: Run) -> Iterator[Path]:
         with TemporaryDirectory(prefix="loralab-reproduce-") as made:
             yield Path(made)
         return
-    own = run.config.run_id if run.read()["kind"] == "adapter" else run.id
+    content = run.read()
+    own = f"{content['name']}-{content['hash']}"  # also of one that was moved aside
+    if content["kind"] == "adapter":
+        own = unheard(run.config).run_id
     there = Run(out / own)
     if (there.path / "run.json").is_file() and there.status == "complete":
         raise RunError(
@@ -256,9 +261,19 @@ def _same(what: str, then: str, now: str) -> Compared:
     return Compared(what, False, 1, 1, 1.0, f"{then[:12]} then, {now[:12]} now")
 
 
+def unheard(config: ExperimentConfig) -> ExperimentConfig:
+    """Return a configuration without trackers elsewhere, which know a run by its id.
+
+    They would write into what they hold of the original.
+    """
+    kept = [one for one in config.training.callbacks if one.name not in ELSEWHERE]
+    training = config.training.model_copy(update={"callbacks": kept})
+    return config.model_copy(update={"training": training})
+
+
 def _adapter(run: Run, _: Path, tolerance: float, tell: OnEvent) -> Any:
     """Train again from the configuration alone."""
-    config, locks = run.config, run.read()["data"].get("locks")
+    config, locks = unheard(run.config), run.read()["data"].get("locks")
 
     def again(folder: Path) -> tuple[Run, list[Compared]]:
         made = train(config, folder, resume=True, locks=locks, on_event=tell)
@@ -276,6 +291,7 @@ def _adapter(run: Run, _: Path, tolerance: float, tell: OnEvent) -> Any:
 def _artefact(run: Run, runs_dir: Path, tolerance: float, tell: OnEvent) -> Any:
     """Store again what it was made of, by its route, and certify it."""
     note = read_note(run.path / "artefact")
+    check_files(run.path / "artefact", note, contents=True)
     storage = StorageConfig(**note["storage"])
     params = note.get("route_params") or {}
     route = RouteConfig(name=note["route"], params=params) if note["route"] else None

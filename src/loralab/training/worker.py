@@ -31,8 +31,11 @@ def _work(order: dict[str, Any], rank: int, out: TextIO) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
     def tell(event: dict[str, Any]) -> None:
-        out.write(json.dumps(event) + "\n")
-        out.flush()
+        try:
+            out.write(json.dumps(event) + "\n")
+            out.flush()
+        except BrokenPipeError:  # who started us is gone: interrupted, not failed
+            os._exit(1)
 
     if rank == 0:
         force = order["force"]

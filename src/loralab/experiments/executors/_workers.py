@@ -22,6 +22,8 @@ from loralab.errors import RunError
 from loralab.experiments.jobs import Job, Jobs, Outcome
 from loralab.runs import Run
 
+LOOK = 0.1
+"""Seconds between two looks at a run."""
 PATIENCE = 10.0
 """Seconds that a worker has to end by itself."""
 
@@ -236,7 +238,7 @@ def _wait_for(run: Run, patience: float) -> None:
     while (run.path / "run.json").is_file() and run.status == "running":
         if time.monotonic() >= until:
             return
-        time.sleep(0.1)
+        time.sleep(LOOK)
 
 
 def serve(workers: Sequence[Worker], jobs: Jobs, runs_dir: Path) -> None:

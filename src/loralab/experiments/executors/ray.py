@@ -54,6 +54,8 @@ SETTINGS = {
 """Variables of the environment that a Ray of ours reads."""
 
 LEAST_SHARE = 0.01
+ROUNDING = 1e-9
+"""Of a division: a third of a GPU goes into it three times."""
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory that a Ray of ours takes: we hand it lines, and no arrays."""
@@ -102,7 +104,7 @@ def places(nodes: Sequence[Mapping[str, Any]], cpus: int, gpus: float) -> int:
         if gpus > 1:
             room = min(room, int(has.get("GPU", 0) // gpus))
         elif gpus:
-            room = min(room, int(has.get("GPU", 0)) * int(1 / gpus + 1e-9))
+            room = min(room, int(has.get("GPU", 0)) * int(1 / gpus + ROUNDING))
         found += room
     return found
 

@@ -27,6 +27,8 @@ from loralab.reporting.paper.path import Hit, find
 from loralab.runs.files import sha256_file
 
 STUDY_FILES = "analysis.json", "results.json"
+LEVEL = 0.05
+"""Of the tests of a document that names none."""
 LOWER, HIGHER = "lower", "higher"
 
 
@@ -105,7 +107,7 @@ class Source:
         """The level of the document's tests."""
         if self.is_analysis:
             return float(self.document["study"]["alpha"])
-        return 0.05
+        return LEVEL
 
     @cached_property
     def addresses(self) -> dict[tuple[str, str], list[Hit]]:
