@@ -20,6 +20,7 @@ and JSON.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,15 @@ class ShardedTrainer(PEFTTrainer):
         prepared = super()._prepare_for_training(*args)
         check_sharded(self.model, self.args.world_size)
         return prepared
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Sum over the processes with a step's last batch; what is trained is small."""
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the validation figures of the present adapter."""
