@@ -64,7 +64,10 @@ def point(arm: dict[str, Any], x: float) -> Point:
 
 def main() -> None:
     """Draw both figures for each data set."""
-    content = json.loads((HERE / "analysis.json").read_text(encoding="utf-8"))
+    file = HERE / "analysis.json"
+    if not file.is_file():
+        raise SystemExit(f"{file.name} is not there yet: run the study, then report it")
+    content = json.loads(file.read_text(encoding="utf-8"))
     study = find_study(str(HERE / "study.yaml"), content["size"])
     arms = [one for one in content["arms"] if one["arm"] in study.config.arms]
     for data in study.config.choices:

@@ -28,6 +28,7 @@ from loralab.runs.files import read_record, sha256_file
 
 FORMAT_VERSION = 1
 NOTE = "loralab.json"
+AGAIN = "make the artefact again with `loralab quantize … --force`"
 
 
 def read_note(folder: Path) -> dict[str, Any]:
@@ -60,10 +61,15 @@ def check_files(folder: Path, note: Mapping[str, Any], contents: bool = False) -
                 f"{name} is not the file that was written ({told['bytes']:,} bytes)",
                 where=str(folder),
                 why=why,
-                fix="make the artefact again with `loralab quantize … --force`",
+                fix=AGAIN,
             )
         if contents and sha256_file(file) != told["sha256"]:
-            raise ExportError(f"{name} has another content", where=str(folder))
+            raise ExportError(
+                f"{name} has another content than was written",
+                where=str(folder),
+                why="its sha256 is not the one of the note beside it",
+                fix=AGAIN,
+            )
 
 
 def load_artefact(folder: Path, config: ModelConfig) -> Loaded:

@@ -64,6 +64,12 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    return found or os.cpu_count() or 1
+
+
 def peak_memory_bytes() -> int:
     """Return the highest resident size of this process so far, in bytes.
 

@@ -125,6 +125,11 @@ class Run:
         lock.release()
         return "interrupted"
 
+    @property
+    def standing(self) -> str:
+        """Its status, or ``absent``: nothing has been begun under this name."""
+        return self.status if (self.path / "run.json").is_file() else "absent"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run, so that nobody else writes it.

@@ -25,6 +25,7 @@ from loralab.config import ExperimentConfig
 from loralab.errors import ConfigError, ConfigErrors, LoralabError, TrainingError
 from loralab.models.numerics import choose_numerics
 from loralab.runs import Run
+from loralab.runs.environment import cores
 from loralab.runs.run import now
 from loralab.training.events import OnEvent
 from loralab.training.parallel import WHERE, check_parallel
@@ -97,7 +98,7 @@ def _started(config: ExperimentConfig, folder: Path) -> Iterator[subprocess.Pope
     """Start the processes, and leave none behind."""
     processes = config.training.parallel.processes
     environment = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = str(max(1, cores() // processes))
     environment.setdefault("OMP_NUM_THREADS", threads)
     environment["TOKENIZERS_PARALLELISM"] = "false"
     command = [

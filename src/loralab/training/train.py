@@ -78,7 +78,7 @@ def train(
     """
     run = Run(Path(runs_dir) / config.run_id)
     tell = on_event or (lambda _: None)
-    status = _status(run)
+    status = run.standing
     if status == "running":
         raise RunError("another process is training this run", where=str(run.path))
     if status == "complete" and not force:
@@ -96,10 +96,6 @@ def train(
     return run
 
 
-def _status(run: Run) -> str:
-    return run.status if (run.path / "run.json").is_file() else "absent"
-
-
 def train_here(
     config: ExperimentConfig,
     run: Run,
@@ -110,7 +106,7 @@ def train_here(
 ) -> None:
     """Train in this process, as the first or only one; arguments are `train`'s."""
     tell = on_event or (lambda _: None)
-    status = _status(run)
+    status = run.standing
     began = time.time()
     resumed = status != "absent" and not force
     prepared = prepare(

@@ -28,12 +28,6 @@ PATIENCE = 10.0
 """Seconds that a worker has to end by itself."""
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    return found or os.cpu_count() or 1
-
-
 def threads_of(count: int) -> dict[str, str]:
     """Return the environment variables that give a process so many threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -18,12 +18,12 @@ from loralab.experiments.executors._workers import (
     Process,
     Worker,
     check_ready,
-    cores,
     serve,
     threads_of,
 )
 from loralab.experiments.jobs import Jobs
 from loralab.registry import Params, register
+from loralab.runs.environment import cores
 
 
 class LocalParams(Params):

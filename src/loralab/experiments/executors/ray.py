@@ -34,13 +34,13 @@ from loralab.experiments.executors._workers import (
     Process,
     Worker,
     check_ready,
-    cores,
     serve,
     threads_of,
 )
 from loralab.experiments.jobs import Jobs
 from loralab.experiments.worker import code
 from loralab.registry import Params, register
+from loralab.runs.environment import cores
 
 RELEASE = 120.0
 """Seconds that a run is waited for whose machine has died: file systems over a network

@@ -211,7 +211,7 @@ def _look(job: Job, runs_dir: Path) -> Outcome | None:
     from loralab.training.train import train
 
     run = Run(runs_dir / job.config.run_id)
-    status = run.status if (run.path / "run.json").is_file() else "absent"
+    status = run.standing
     if status == "complete":
         try:
             train(job.config, runs_dir)  # finds it, and that it is of the same rows

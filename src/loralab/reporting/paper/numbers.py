@@ -212,8 +212,13 @@ def _decimals(found: Figure, figures: int) -> int | None:
     decimals = interval_decimals(found.interval)
     if not found.parted or not found.value:
         return decimals
-    alone = max(0, figures - 1 - math.floor(math.log10(abs(float(found.value)))))
+    alone = max(0, figures - 1 - _exponent(float(found.value), figures))
     return alone if decimals is None else min(alone, decimals)
+
+
+def _exponent(value: float, figures: int) -> int:
+    """Return the power of ten of a number as it is written: 0 for 0.9999, or 1.00."""
+    return int(f"{value:.{figures - 1}e}".partition("e")[2])
 
 
 def _rounded(found: Figure, signed: bool, figures: int) -> str:
@@ -240,7 +245,7 @@ def _significant(value: float, signed: bool, figures: int) -> str:
         raise PaperError(f"{value} is no number that a paper can tell")
     if float(f"{value:.{figures}g}") == value:  # no digits were lost: 0.02, not 0.0200
         return format_number(value, signed=signed)
-    decimals = figures - 1 - math.floor(math.log10(abs(value)))
+    decimals = figures - 1 - _exponent(value, figures)
     if decimals > MOST_DECIMALS:
         sign = "+" if signed else ""
         return f"{value:{sign}.{figures - 1}e}".replace("-", MINUS)
