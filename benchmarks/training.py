@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def run_plain(prepared: Prepared, arm: str, steps: int) -> Clock:
 
     clock = Clock()
     args = TrainingArguments(
-        output_dir="unused",
+        output_dir=tempfile.gettempdir(),  # made, and never written to
         num_train_epochs=1,
         per_device_train_batch_size=-(-len(examples) // steps),
         learning_rate=config.learning_rate,

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def plain(prepared: Prepared, bf16: bool) -> Any:
     return transformers.Trainer(
         get_peft_model(model, config),
         transformers.TrainingArguments(
-            output_dir="unused",
+            output_dir=tempfile.gettempdir(),  # made, and never written to
             num_train_epochs=1,
             per_device_train_batch_size=BATCH,
             learning_rate=trained.learning_rate,
