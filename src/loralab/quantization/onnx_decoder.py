@@ -7,6 +7,10 @@ ONNX Runtime turns into a ``MatMulNBits``. An embedding that is tied to the outp
 is stored once: as float behind a ``Transpose``, or as codes that
 ``GatherBlockQuantized`` reads.
 
+The output layer sees the last position only (``prune_lm_head``): of SmolLM2's products
+with a prompt it is a fifth, and a continuation needs no other. `whole` gives the graph
+that sees all, for what is measured over every position; both read the same tensors.
+
 Its attention on a CPU wants heads of 16, 32, 48 … features. It puts a directory of its
 own on ``sys.path``.
 """
@@ -25,11 +29,20 @@ from torch import nn
 
 from loralab.errors import QuantizationError
 from loralab.quantization.linear import AffineLinear
-from loralab.quantization.onnx_graph import MODEL, Piece, annotate, load, save, silent
+from loralab.quantization.onnx_graph import (
+    MODEL,
+    Piece,
+    annotate,
+    load,
+    put,
+    save,
+    silent,
+)
 from loralab.quantization.storage import Source, Tell
 
 CONFIG = "genai_config.json"
 HEAD = "/lm_head/MatMul"
+PRUNING = ("/lm_head/prune/Gather", "/lm_head/prune/Unsqueeze")
 RENAMED = {"dense": "o_proj", "out_proj": "o_proj"}
 TABLES, LAYER, NODE = 3_000, 5_400, 330
 """Bytes of a graph without tensors: in all, of a layer, of a quantized node more."""
@@ -144,6 +157,7 @@ def build(
     if tied(model) and head not in quantized:
         left.add("/model/embed_tokens/Gather")
     extra = [*options, f"fuse_qkv={str(packed).lower()}", "hf_token=false"]
+    extra.append("prune_lm_head=true")
     extra += [f"nodes_to_exclude={','.join(sorted(left))}"] if left else []
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -216,6 +230,30 @@ def _finish_config(source: Source, folder: Path) -> None:
         said["model"]["pad_token_id"] = source.processor.eos_token_id
     file.write_text(json.dumps(said, indent=2), encoding="utf-8")
     source.model.config.save_pretrained(folder)
+
+
+def whole(model: Any) -> Any:
+    """Return a decoder's graph with logits at every position: B × T × V, not B × 1 × V.
+
+    Args:
+        model: The graph, without the tensors beside it; it is left as it is.
+    """
+    made = type(model).FromString(model.SerializeToString())
+    nodes = {node.name: node for node in made.graph.node}
+    if PRUNING[0] not in nodes:
+        return made
+    gather, unsqueeze = (nodes[name] for name in PRUNING)
+    for node in made.graph.node:
+        for i, name in enumerate(node.input):
+            if name == unsqueeze.output[0]:
+                node.input[i] = gather.input[0]
+    put(made.graph.node, [n for n in made.graph.node if n.name not in PRUNING])
+    shapes_told = made.graph.value_info  # those of one position would be believed
+    put(shapes_told, [v for v in shapes_told if not v.name.startswith("/lm_head/")])
+    for output in made.graph.output:
+        if output.name == "logits":
+            output.type.tensor_type.shape.dim[1].dim_param = "sequence_length"
+    return made
 
 
 def float_bytes(model: Any, left_out: Sequence[str] = ()) -> int:

@@ -316,6 +316,11 @@ def sort_nodes(graph: Any) -> None:
         done += now
         chosen = {id(node) for node in now}
         left = [node for node in left if id(node) not in chosen]
-    copies = [type(node).FromString(node.SerializeToString()) for node in done]
-    del graph.node[:]
-    graph.node.extend(copies)
+    put(graph.node, done)
+
+
+def put(field: Any, entries: Sequence[Any]) -> None:
+    """Put these entries, some of which may be a field's own, in place of all it has."""
+    copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
+    del field[:]
+    field.extend(copies)

@@ -30,7 +30,7 @@ from loralab.inference.engines._onnx_session import (
     open_session,
     refused,
 )
-from loralab.quantization.onnx_decoder import CONFIG
+from loralab.quantization.onnx_decoder import CONFIG, whole
 from loralab.quantization.onnx_graph import Graph
 
 TOKENS = 1024
@@ -86,7 +86,7 @@ class OnnxDecoder(nn.Module):
         self._heads = int(said["decoder"]["num_key_value_heads"])
         self._head_size = int(said["decoder"]["head_size"])
         self.adapters = Adapters(folder)
-        self._folder, self._threads = folder, threads
+        self._folder, self._graph, self._threads = folder, graph, threads
         self._told = described(graph, threads, "onnxruntime-genai")
         self._output = _Output(self._logits)
         self._given = _Sequences(torch.empty(0, dtype=torch.long), [])
@@ -162,7 +162,8 @@ class OnnxDecoder(nn.Module):
     def _run(self, sequences: Sequence[torch.Tensor]) -> NDArray[np.float32]:
         """Return the logits [S, T, V] of sequences, padded at the right."""
         if self._session is None:
-            self._session = open_session(self._folder, self._threads)
+            every = whole(self._graph.model)
+            self._session = open_session(self._folder, self._threads, every)
         ids_ST = nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
         ones = [torch.ones_like(ids) for ids in sequences]
         empty = np.zeros((len(ids_ST), self._heads, 0, self._head_size), np.float32)

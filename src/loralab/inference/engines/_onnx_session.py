@@ -10,13 +10,17 @@ from loralab.errors import AdapterError, ModelError, nearest
 from loralab.quantization.onnx_graph import MODEL, Graph
 from loralab.quantization.onnx_slots import SUFFIX
 
+BESIDE = "session.model_external_initializers_file_folder_path"
+"""Of ONNX Runtime: where tensors are that a graph has not in itself."""
 
-def open_session(folder: Path, threads: int) -> Any:
+
+def open_session(folder: Path, threads: int, graph: Any = None) -> Any:
     """Return an `onnxruntime.InferenceSession` of a folder's graph.
 
     Args:
-        folder: Where the graph is.
+        folder: Where the graph is, and its tensors.
         threads: Of a product; nodes run one after another.
+        graph: One that is run in its place, on the same tensors.
 
     Raises:
         ModelError: the runtime refuses the graph.
@@ -26,9 +30,11 @@ def open_session(folder: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # what fails is raised, and told once
+    options.add_session_config_entry(BESIDE, str(folder))
+    opened = str(folder / MODEL) if graph is None else graph.SerializeToString()
     try:
         return onnxruntime.InferenceSession(
-            str(folder / MODEL), options, providers=["CPUExecutionProvider"]
+            opened, options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its classes have no common base of their own
         raise refused(folder, error) from None
