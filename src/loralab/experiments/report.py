@@ -33,15 +33,18 @@ CAPTIONS = {
     "seeds": "Every run as a dot, less the mean of its group; below, the mean with its "
     "interval over seeds.",
     "map": "Differences by data set and arm.",
-    "pareto": "Quality against trained parameters.",
+    "pareto": "Quality against trained parameters; in grey, how far two arms with as "
+    "many seeds may lie apart by noise alone.",
+    "curves": "Cross-entropy on validation rows; mean and interval over seeds.",
 }
+CURVES = "curves-"
 
 
 def _caption(name: str) -> str:
     if name in CAPTIONS:
         return CAPTIONS[name]
-    data = name.removeprefix("curves-")
-    return f"{data}: cross-entropy on validation rows; mean and interval over seeds."
+    kind, _, data = name.partition("-")
+    return f"{data}: {CAPTIONS[kind][0].lower()}{CAPTIONS[kind][1:]}"
 
 
 def read_analysis(folder: Path) -> Analysis:
@@ -120,13 +123,13 @@ def _page_parts(analysis: Analysis, drawn: dict[str, Figure]) -> list[Part]:
     shown = [
         FigurePart(drawn[name], _caption(name), f"{_caption(name)} See the tables.")
         for name in drawn
-        if name in CAPTIONS
+        if not name.startswith(CURVES)
     ]
     order = ("comparisons", "controls", "over-tasks", "noise", "floor", "arms")
     first = [name for name in order if name in made]
     parts += [TablePart(made[name]) for name in first]
     parts += shown
-    curves = [name for name in drawn if name not in CAPTIONS]
+    curves = [name for name in drawn if name.startswith(CURVES)]
     if curves:
         parts.append(Heading("Learning curves"))
         parts += [FigurePart(drawn[n], _caption(n), _caption(n)) for n in curves]

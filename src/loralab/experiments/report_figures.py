@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from loralab.reporting.tables import label_of, unit_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from loralab.reporting.figures.pareto import Zone
+
 LEAST_FOR_A_BAND = 2
 """Runs from which a curve has an interval."""
 
@@ -25,15 +28,15 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
         ("differences", _forest),
         ("seeds", _strips),
         ("map", _heat_map),
-        ("pareto", _pareto),
     ):
         figure = draw(analysis)
         if figure is not None:
             found[name] = figure
     for data in dict.fromkeys(one["data"] for one in analysis["runs"]):
-        figure = _curves(analysis, data)
-        if figure is not None:
-            found[f"curves-{data}"] = figure
+        for name, draw_for in (("pareto", _pareto), ("curves", _curves)):
+            figure = draw_for(analysis, data)
+            if figure is not None:
+                found[f"{name}-{data}"] = figure
     return found
 
 
@@ -102,26 +105,56 @@ def _heat_map(analysis: Analysis) -> Figure | None:
     return heat_map(values, rows, columns, label, centre=0)
 
 
-def _pareto(analysis: Analysis) -> Figure | None:
+def _pareto(analysis: Analysis, data: str) -> Figure | None:
     """Draw quality against trained parameters, where arms differ in them."""
+    of = [a for a in analysis["arms"] if a["data"] == data and a["interval"]]
+    if len({one["trainable"] for one in of}) < 2:
+        return None
+    costs = {one["arm"]: float(one["trainable"]) for one in of}
+    return quality_against(analysis, data, costs, "trained parameters (count)")
+
+
+def quality_against(
+    analysis: Analysis, data: str, costs: Mapping[str, float], label: str
+) -> Figure:
+    """Draw the metric of arms against what they cost, and the A/A floor behind them.
+
+    Args:
+        analysis: Which.
+        data: Of which data set.
+        costs: Arm -> its cost; an arm without interval is left out.
+        label: Of the cost, with its unit.
+    """
     from loralab.reporting.figures.pareto import Point, pareto
 
-    arms = [one for one in analysis["arms"] if one["interval"]]
-    if len({one["trainable"] for one in arms}) < 2 or len({o["arm"] for o in arms}) < 2:
-        return None
     points = [
-        Point(
-            one["arm"],
-            one["trainable"],
-            Interval(*(one["interval"][k] for k in ("value", "low", "high"))),
-            one["data"],
-        )
-        for one in arms
+        Point(one["arm"], costs[one["arm"]], interval, data)
+        for one in analysis["arms"]
+        if one["data"] == data and one["arm"] in costs
+        if (interval := read_interval(one["interval"])) is not None
     ]
-    y_label = label_of(analysis["study"]["metric"])
-    x_label = "trained parameters (count)"
-    better = analysis["better"]
-    return pareto(points, x_label, y_label, "lower", better, x_log=True)
+    y_label, better = label_of(analysis["study"]["metric"]), analysis["better"]
+    zone = _floor_zone(analysis, data)
+    return pareto(points, label, y_label, "lower", better, x_log=True, zone=zone)
+
+
+def _floor_zone(analysis: Analysis, data: str) -> Zone | None:
+    """Return the A/A noise floor around the baseline's mean, to be shaded.
+
+    It reaches as far as two arms with as many seeds each may differ by noise (95 %);
+    None where the analysis has no floor for so many.
+    """
+    from loralab.reporting.figures.pareto import Zone
+
+    baseline = analysis["study"]["baseline"]
+    for one in analysis["noise"]:
+        if (one["data"], one["arm"]) == (data, baseline):
+            half = one["half_width"].get(str(one["seeds"]))
+            if half is not None:
+                mean = one["mean"]
+                around = Interval(mean, mean - half, mean + half)
+                return Zone(f"A/A floor of {baseline}", around)
+    return None
 
 
 def _curves(analysis: Analysis, data: str) -> Figure | None:

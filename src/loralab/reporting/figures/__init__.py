@@ -6,7 +6,7 @@ from loralab.reporting.figures.files import save
 from loralab.reporting.figures.forest import ForestRow, forest
 from loralab.reporting.figures.heat import heat_map, similarity_map
 from loralab.reporting.figures.panels import MergingPanels, merging_panels
-from loralab.reporting.figures.pareto import Point, pareto
+from loralab.reporting.figures.pareto import Point, Zone, pareto
 from loralab.reporting.figures.performance import efficiency, performance
 from loralab.reporting.figures.rank_history import (
     RankHistory,
@@ -26,6 +26,7 @@ __all__ = [
     "RankHistory",
     "Spectrum",
     "Strip",
+    "Zone",
     "decay",
     "efficiency",
     "forest",

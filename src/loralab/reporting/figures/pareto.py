@@ -38,6 +38,7 @@ from loralab.reporting.style import (
     PALE,
     PALE_INK,
     THIN,
+    ZONE,
     look,
     style,
 )
@@ -65,6 +66,19 @@ class Point:
     x: float | Interval
     y: float | Interval
     group: str = ""
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A range of y that is shaded: a reference, and what beside it may be noise.
+
+    Attributes:
+        name: In the legend.
+        y: The reference, and where the zone begins and ends.
+    """
+
+    name: str
+    y: Interval
 
 
 def number_of(value: float | Interval) -> float:
@@ -212,7 +226,15 @@ def log_x(axes: Axes, points: Sequence[Point], margin: float = _LOG_MARGIN) -> N
     log_axis(axes.xaxis, low / beyond, high * beyond)
 
 
-def _legend(figure: Figure, axes: Axes, groups: Sequence[str]) -> None:
+def _draw_zone(axes: Axes, zone: Zone) -> Any:
+    """Draw a zone over the whole width; return it for the legend."""
+    bounds = zone.y.low, zone.y.high
+    return axes.axhspan(*bounds, color=ZONE, linewidth=0, zorder=0, label=zone.name)
+
+
+def _legend(
+    figure: Figure, axes: Axes, groups: Sequence[str], zones: Sequence[Any]
+) -> None:
     handles: list[Any] = []
     for number, group in enumerate(groups):
         seen = look(number)
@@ -223,7 +245,7 @@ def _legend(figure: Figure, axes: Axes, groups: Sequence[str]) -> None:
         }
         handles += axes.plot([], [], label=group, **mark) if group else []
     handles += [line for line in axes.lines if line.get_label() == "front"]
-    legend_above(figure, handles)
+    legend_above(figure, [*handles, *zones])
 
 
 def pareto(
@@ -234,6 +256,7 @@ def pareto(
     y_better: Better,
     *,
     x_log: bool = False,
+    zone: Zone | None = None,
 ) -> Figure:
     """Draw points of two goals with their intervals, names and front.
 
@@ -245,6 +268,7 @@ def pareto(
         x_better: Which way is better.
         y_better: Likewise.
         x_log: Whether x is logarithmic.
+        zone: Shaded behind the points.
 
     Raises:
         ValueError: a label without a unit, no points, a point without an interval, an
@@ -264,7 +288,8 @@ def pareto(
         if x_log:
             log_x(axes, points)
         _name_axes(axes, (x_label, y_label), (x_better, y_better))
-        _legend(figure, axes, groups)
+        zones = [_draw_zone(axes, zone)] if zone else []
+        _legend(figure, axes, groups, zones)
         freeze(figure)
         ink = [INK if point in best else PALE_INK for point in points]
         places = [(number_of(point.x), number_of(point.y)) for point in points]
