@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from studies.vit_peft import page as vit_page
 from tests.cli import loralab
 
 from loralab.experiments.report import figures, html, read_analysis
@@ -28,6 +29,8 @@ def draw_again(folder, out):
     if folder in ANALYSED:
         for name, figure in figures(read_analysis(folder)).items():
             save(figure, out / "figures", name, ("svg",))
+        if folder == STUDIES / "vit_peft":  # its page draws more
+            vit_page.draw(read_analysis(folder), out / "figures")
         return
     study = folder.relative_to(STUDIES).parts[0]  # a script of its own
     module = "page" if (STUDIES / study / "page.py").is_file() else "measure"

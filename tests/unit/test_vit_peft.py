@@ -4,9 +4,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from studies.vit_peft.page import base_bytes
+from studies.vit_peft.page import base_bytes, page
 
 from loralab.experiments.cells import Cell
+from loralab.experiments.report import read_analysis
 from loralab.experiments.study import find_study
 
 FOLDER = Path(__file__).parents[2] / "studies" / "vit_peft"
@@ -51,3 +52,8 @@ def test_stored_bytes_are_those_of_the_format():
     assert 2 * 22e6 < whole < 2 * 22.2e6
     assert 0.25 < nf4 / whole < 0.35
     assert nf4 < int4 < 0.4 * whole
+
+
+def test_the_page_says_what_the_runs_say():
+    written = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert page(read_analysis(FOLDER)) == written
