@@ -9,13 +9,15 @@ from torch import nn
 
 from loralab.data.examples import Examples
 from loralab.errors import AdapterError, ExportError, ModelError
+from loralab.inference.engines._onnx_session import open_session
 from loralab.inference.generate import encode, generate, stream
 from loralab.inference.greedy import greedy
 from loralab.inference.load import Loaded
 from loralab.inference.predict import predict
 from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics
-from loralab.quantization.onnx_graph import MODEL, values
+from loralab.quantization.onnx_decoder import whole
+from loralab.quantization.onnx_graph import MODEL, load, values
 from loralab.quantization.onnx_slots import write_adapter
 from loralab.registry import get
 from tests.onnx_models import decoder, encoder, opened, store
@@ -273,6 +275,33 @@ def test_the_output_layer_sees_what_a_hook_leaves(lms):
     handle.remove()
     assert torch.equal(some, whole[:, 2:3])
     assert engine.config.vocab_size == whole.shape[-1]
+
+
+def last_logits(folder, config, ids, graph=None):
+    """Return how many positions have logits, and the last one's."""
+    session = open_session(folder, 1, graph)
+    size = config.hidden_size // config.num_attention_heads
+    feed = {
+        one.name: np.zeros((1, config.num_key_value_heads, 0, size), np.float32)
+        for one in session.get_inputs()
+        if one.name.startswith("past_key_values")
+    }
+    feed |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    (made,) = session.run(["logits"], feed)
+    return made.shape[1], made[0, -1]
+
+
+def test_what_is_stored_has_logits_of_the_last_position_only(lms):
+    base, stored = lms
+    folder = stored["onnx-fp32"][0]
+    ids = np.array([base.processor(TEXTS[0])["input_ids"]])
+    (one, last), (all_of_them, same) = (
+        last_logits(folder, base.model.config, ids, graph)
+        for graph in (None, whole(load(folder)))
+    )
+    assert (one, all_of_them) == (1, ids.shape[1])
+    assert all_of_them > 1
+    assert np.allclose(last, same, atol=1e-5)
 
 
 def lora(base, names, rank=3):

@@ -16,6 +16,7 @@ from loralab.reporting.figures import (
     ForestRow,
     Point,
     Strip,
+    Zone,
     forest,
     heat_map,
     learning_curves,
@@ -148,6 +149,14 @@ def test_pareto_front_and_intervals():
     assert line.get_drawstyle() == "steps-post"
     marks = {x.get_xdata()[0]: x for x in figure.axes[0].lines if len(x.get_xdata())}
     assert marks[120.0].get_alpha() < marks[100.0].get_alpha()
+
+
+def test_a_zone_is_shaded_and_named():
+    zone = Zone("A/A floor of small", Interval(0.5, 0.45, 0.55))
+    figure = pareto(POINTS, SIZE, SHARE, "lower", "higher", zone=zone)
+    (shaded,) = [p for p in figure.axes[0].patches if p.get_label() == zone.name]
+    assert (shaded.get_y(), shaded.get_height()) == pytest.approx((0.45, 0.1))
+    assert zone.name in written(figure)
 
 
 def test_names_of_points_do_not_overlap():

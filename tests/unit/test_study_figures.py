@@ -58,6 +58,25 @@ def test_a_study_s_page_is_the_same_text_again(folder):
     assert html(analysis, figures(analysis)) == page
 
 
+def test_a_front_is_of_one_data_set():
+    analysis = read_analysis(STUDIES / "vit_peft")
+    drawn = figures(analysis)
+    for data in analysis["study"]["data"]:
+        axes = drawn[f"pareto-{data}"].axes[0]
+        means = {a["value"] for a in analysis["arms"] if a["data"] == data}
+        (front,) = [line for line in axes.lines if line.get_label() == "front"]
+        assert set(front.get_ydata()) <= means
+        (zone,) = [p for p in axes.patches if "A/A" in p.get_label()]
+        (noise,) = [
+            n
+            for n in analysis["noise"]
+            if (n["data"], n["arm"]) == (data, analysis["study"]["baseline"])
+        ]
+        middle = zone.get_y() + zone.get_height() / 2
+        assert middle == pytest.approx(noise["mean"])
+        assert zone.get_height() == pytest.approx(2 * noise["half_width"]["3"])
+
+
 def test_another_value_is_another_figure(tmp_path):
     folder = STUDIES / "aa_floor"
     analysis = read_analysis(folder)
