@@ -14,13 +14,13 @@ FETCHED = ("bigbench", "dataset-fashion-mnist")
 HERE = not any(missing(PACKAGES[name]) for name in FETCHED)
 NAMES = [
     "aa_floor",
+    "adaptive_rank",
     "adaptive_rank_smollm2",
     pytest.param(
         "vit_peft", marks=pytest.mark.skipif(not HERE, reason="358 MB, not fetched")
     ),
 ]
-"""Not adaptive_rank, which tunes: that a best value is not on the edge of the grid is
-checked, and after four steps it may be. A study that is a script has its own tests."""
+"""A study that is a script has its own tests."""
 
 
 @pytest.mark.slow

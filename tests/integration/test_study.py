@@ -198,9 +198,11 @@ def test_a_best_value_on_the_edge_of_the_grid_is_refused(tmp_path):
         "arms": {"lora": few},
         "baseline": None,
         "tuning": {"grid": {LR: [1e-6, 1e-5, 1e-4]}},
-        "sizes": {"smoke": {"seeds": 2}},
+        "sizes": {"smoke": {"seeds": 2}, "evidence": {"seeds": 2}},
     }
-    study = find_study(written(tmp_path, **changes), runs_dir=tmp_path / "runs")
+    study = find_study(
+        written(tmp_path, **changes), "evidence", runs_dir=tmp_path / "runs"
+    )
     with pytest.raises(RunError, match="an edge of the grid"):
         study.run(workers=1)
     assert {cell.stage for cell in study.cells()} == {"tuning"}
@@ -208,7 +210,9 @@ def test_a_best_value_on_the_edge_of_the_grid_is_refused(tmp_path):
         analyse(study)
     tuning = {"grid": {LR: [1e-4, 3e-3, 10.0]}}
     wider = {**changes, "tuning": tuning}
-    study = find_study(written(tmp_path, **wider), runs_dir=tmp_path / "runs")
+    study = find_study(
+        written(tmp_path, **wider), "evidence", runs_dir=tmp_path / "runs"
+    )
     assert study.run(workers=1)
     (tuned,) = analyse(study)["tuning"]
     assert tuned["chosen"] == [f"{LR}=0.003"]

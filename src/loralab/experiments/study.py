@@ -165,7 +165,8 @@ class Study:
         best = min(scores, key=lambda point: scores[point])
         if math.isinf(scores[best]):
             raise RunError(f"every trial of {arm} on {data} has failed")
-        self._refuse_edge(data, arm, best)
+        if self.size != "smoke":  # which proves nothing but that it runs
+            self._refuse_edge(data, arm, best)
         return best
 
     def tuning_scores(self, data: str, arm: str) -> dict[Point, float]:
