@@ -23,7 +23,6 @@ WAYS = {
     "nf4": ("nf4", "merge-then-quantize", True),
     "nf4 on its grid": ("nf4", "merge-into-nf4", False),
     "nf4 beside": ("nf4", "side-path", True),
-    "onnx": ("onnx-int8", "merge-then-quantize", True),
 }
 
 
@@ -61,7 +60,9 @@ def test_an_adapter_goes_every_way_and_answers(way, run, folder):
 def test_they_are_timed_and_asked_side_by_side(run, folder):
     runs = [run, stored(run, folder, "affine-int4", "merge-then-quantize")]
     picture = str(next((folder / "images" / "red").glob("*.png")))
-    found = ModelEvaluator().compare(runs, inputs=[picture])
+    evaluator = ModelEvaluator()
+    evaluator.evaluate_model(runs[1])
+    found = evaluator.compare(runs, inputs=[picture])
     answers = found["answers"][0]["answers"]
     assert {said["label"] for said in answers.values()} <= {"blue", "green", "red"}
     models = open_all(runs)
@@ -89,10 +90,11 @@ def test_a_model_that_sees_is_asked_before_its_memory_is_told(run):
 
 
 @pytest.mark.slow
-def test_four_stages_of_a_vit(folder):
+def test_four_stages_of_the_embedded_vit(folder):
     preset = read_pipeline("vit_four_stage").model_dump()
     given = [
-        f"model.path={folder / 'vit'}",
+        "model=vit-s14",  # of a tiny one a graph's nodes are more than a hundredth
+        "task.params.size=28",
         "model.dtype=fp32",
         f"data.source.params.path={folder / 'images'}",
         "training.max_steps=4",
