@@ -102,7 +102,7 @@ def test_a_sigkill_in_a_stage_costs_that_stage_only(stage, whole, tmp_path):
 
 
 def test_every_preset_can_be_meant():
-    assert len(presets("pipeline")) == 3
+    assert len(presets("pipeline")) == 4
     for name in presets("pipeline"):
         config = read_pipeline(name.replace("-", "_"))
         CompleteTrainingPipeline(config, name)

@@ -21,6 +21,9 @@ from loralab.runs import Run
 TOKENS = 16
 """Written by a model that writes."""
 
+SIDE = 32
+"""Pixels of the image that a model that sees is asked; it is stretched to its size."""
+
 
 def footprint(run: Run) -> dict[str, Any]:
     """Return ``load_seconds``, ``peak_bytes`` and ``before_bytes`` of a run.
@@ -46,6 +49,7 @@ def _measure(path: str) -> dict[str, Any]:
     from pathlib import Path
 
     # imported first, so that they count for neither the time nor the memory
+    import numpy as np
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
@@ -57,7 +61,9 @@ def _measure(path: str) -> dict[str, Any]:
     pipeline = InferencePipeline.from_run(Run(Path(path)))
     loaded = time.perf_counter() - start
     options: dict[str, Any] = {"max_new_tokens": TOKENS} if pipeline.generates else {}
-    for given in ("Hello", ("Hello?", "Hello.")):  # a text, or a question and a context
+    pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    # a text, a question and a context, or an image
+    for given in ("Hello", ("Hello?", "Hello."), pixels):
         try:
             pipeline([given], **options)
         except DataError:

@@ -22,6 +22,7 @@ from loralab.evaluation.latency import (
 from loralab.inference.load import Loaded
 from loralab.inference.open import open_run
 from loralab.inference.pipeline import InferencePipeline
+from loralab.models.processors import IMAGE_HEADS
 from loralab.runs import Run
 
 BATCHES = (1, 8)
@@ -32,19 +33,28 @@ def open_all(runs: Sequence[Run]) -> dict[str, Loaded]:
     """Load runs, by their id.
 
     Raises:
-        RunError: they do not take the same tokens, so nothing of them is comparable.
+        RunError: they do not take the same tokens, or pixels, so nothing of them is
+            comparable.
     """
     models = {run.id: open_run(run) for run in runs}
     first = next(iter(models.values()))
     for name, model in models.items():
-        ours, theirs = model.base.processor, first.base.processor
-        if ours.get_vocab() != theirs.get_vocab() or model.base.head != first.base.head:
+        same = read_by(model) == read_by(first)
+        if not same or model.base.head != first.base.head:
             raise RunError(
-                "takes other tokens than the first run, or answers another question",
+                "takes other inputs than the first run, or answers another question",
                 where=name,
                 fix="compare runs of one base and one task",
             )
     return models
+
+
+def read_by(model: Loaded) -> dict[str, Any]:
+    """Return how a model reads: a vocabulary, or how images are prepared."""
+    processor = model.base.processor
+    if model.base.head in IMAGE_HEADS:
+        return dict(processor.to_dict())
+    return dict(processor.get_vocab())
 
 
 def latency(
