@@ -9,7 +9,10 @@ from typing import Any
 
 from loralab.errors import RunError
 from loralab.experiments.space import Point
+from loralab.runs.files import check_format
 
+FORMAT_VERSION = 1
+"""Of `study.json`."""
 UNFINISHED = ("waiting", "pending")
 
 
@@ -53,12 +56,13 @@ def read_cells(file: Path) -> list[Cell]:
     """Return the cells of a study's record; none where there is no record.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: it cannot be read, or is of a later format.
     """
     if not file.is_file():
         return []
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        check_format(content["format"], FORMAT_VERSION, RunError, file)
         return [Cell(**{**c, "point": tuple(c["point"])}) for c in content["cells"]]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(

@@ -25,17 +25,23 @@ from typing import Any
 
 from loralab.config import ExperimentConfig, compose
 from loralab.errors import ConfigError, RunError
-from loralab.experiments.cells import UNFINISHED, Cell, key_of, read_cells, written
+from loralab.experiments.cells import (
+    FORMAT_VERSION,
+    UNFINISHED,
+    Cell,
+    key_of,
+    read_cells,
+    written,
+)
 from loralab.experiments.jobs import Job, Outcome
 from loralab.experiments.objective import better, objective
 from loralab.experiments.space import Point
 from loralab.experiments.study_config import TUNING_SEEDS, StudyConfig
 from loralab.experiments.sweep import named
 from loralab.runs import Run
-from loralab.runs.files import write_json
+from loralab.runs.files import check_format, write_json
 from loralab.runs.run import held
 
-FORMAT_VERSION = 1
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -386,6 +392,7 @@ def find_study(
         return Study(read_study(reference), size, runs_dir)
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
+        check_format(content["format"], FORMAT_VERSION, RunError, record)
         config = StudyConfig.model_validate(content["config"])
         study = Study(config, content["size"], record.parent.parent)
     except (ValueError, KeyError, TypeError) as error:

@@ -27,7 +27,7 @@ from loralab.experiments.jobs import Job, Outcome
 from loralab.experiments.objective import better, check_objective, measured, objective
 from loralab.experiments.space import Point, read_space
 from loralab.runs import Run
-from loralab.runs.files import write_json
+from loralab.runs.files import check_format, write_json
 from loralab.runs.run import held
 
 FORMAT_VERSION = 1
@@ -204,6 +204,7 @@ class Sweep:
             return []
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
+            check_format(content["format"], FORMAT_VERSION, RunError, file)
             return [
                 Trial(**{**trial, "point": tuple(trial["point"])})
                 for trial in content["trials"]

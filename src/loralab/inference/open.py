@@ -11,10 +11,11 @@ from loralab.inference.artefact import load_artefact
 from loralab.inference.load import Loaded, adapter_of, merged_of
 from loralab.lowrank.files import AdapterFolder, Base
 from loralab.lowrank.settings import CONFIG
-from loralab.merging.export.exported import RECORD
+from loralab.merging.export.exported import FORMAT_VERSION, RECORD
 from loralab.merging.export.heads import own_head
 from loralab.merging.state.fit import other_base
 from loralab.runs import Run, find_run
+from loralab.runs.files import check_format
 
 MANIFEST = "manifest.json"
 """Of a published folder: which files it has, and whether of an adapter or artefact."""
@@ -46,6 +47,7 @@ def open_merged(run: Run, folder: Path) -> Loaded:
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        check_format(record["format"], FORMAT_VERSION, AdapterError, folder / RECORD)
         bases = [Base(**one["base"]) for one in record["adapters"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(

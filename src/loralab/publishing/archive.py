@@ -23,7 +23,7 @@ from loralab.errors import PublishingError
 from loralab.publishing.files import FORMAT_VERSION, MANIFEST
 from loralab.publishing.store import File, Tell
 from loralab.registry import Strict
-from loralab.runs.files import atomic_directory, atomic_file
+from loralab.runs.files import atomic_directory, atomic_file, check_format
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can tell."""
@@ -180,12 +180,8 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
         raise _bad(path, f"its {MANIFEST} cannot be read", str(error)) from None
     version = raw.get("format") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise PublishingError(
-            f"format {version} is later than the {FORMAT_VERSION} known here",
-            where=str(path),
-            fix="update loralab",
-        )
+    if isinstance(version, int):
+        check_format(version, FORMAT_VERSION, PublishingError, path)
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:

@@ -29,6 +29,7 @@ from loralab.errors import AdapterError, MergeError
 from loralab.lowrank.files import AdapterFolder
 from loralab.lowrank.settings import NOTE
 from loralab.lowrank.stream import TensorFile, write_tensors
+from loralab.runs.files import check_format
 
 FOLDER, INDEX = "heads", "index.json"
 FORMAT_VERSION = 1
@@ -146,12 +147,7 @@ def head_index(folder: Path) -> dict[str, dict[str, Any]]:
         version, tasks = content["format"], dict(content["tasks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError("cannot be read", where=str(file), why=str(error)) from None
-    if version > FORMAT_VERSION:
-        raise AdapterError(
-            f"format {version} is later than the {FORMAT_VERSION} known here",
-            where=str(file),
-            fix="update loralab",
-        )
+    check_format(version, FORMAT_VERSION, AdapterError, file)
     return tasks
 
 
