@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loralab.errors import RunError
 from loralab.experiments.space import Point
-from loralab.runs.files import check_format
+from loralab.runs.files import check_format, write_json
 
 FORMAT_VERSION = 1
 """Of `study.json`."""
@@ -52,6 +53,33 @@ def key_of(cell: Cell) -> Cell:
     return Cell(cell.data, cell.arm, cell.seed, cell.stage, cell.point)
 
 
+def content_of(file: Path) -> dict[str, Any]:
+    """Return the content of a study's record.
+
+    Raises:
+        RunError: it is of a later format.
+        ValueError, KeyError, TypeError: it is no such record.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    check_format(content["format"], FORMAT_VERSION, RunError, file)
+    return dict(content)
+
+
+def write_cells(
+    file: Path, cells: Sequence[Cell], size: str, config: dict[str, Any]
+) -> None:
+    """Write a study's record.
+
+    Args:
+        file: The record.
+        cells: All of them.
+        size: Of the study.
+        config: The study's configuration.
+    """
+    head = {"format": FORMAT_VERSION, "kind": "study", "size": size, "config": config}
+    write_json(file, {**head, "cells": [asdict(cell) for cell in cells]})
+
+
 def read_cells(file: Path) -> list[Cell]:
     """Return the cells of a study's record; none where there is no record.
 
@@ -61,9 +89,8 @@ def read_cells(file: Path) -> list[Cell]:
     if not file.is_file():
         return []
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        check_format(content["format"], FORMAT_VERSION, RunError, file)
-        return [Cell(**{**c, "point": tuple(c["point"])}) for c in content["cells"]]
+        cells = content_of(file)["cells"]
+        return [Cell(**{**cell, "point": tuple(cell["point"])}) for cell in cells]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             "the record of this study cannot be read",

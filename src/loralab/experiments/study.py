@@ -18,7 +18,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from typing import Any
 from loralab.config import ExperimentConfig, compose
 from loralab.errors import ConfigError, RunError
 from loralab.experiments.cells import (
-    FORMAT_VERSION,
     UNFINISHED,
     Cell,
+    content_of,
     key_of,
     read_cells,
+    write_cells,
     written,
 )
 from loralab.experiments.jobs import Job, Outcome
@@ -39,7 +40,6 @@ from loralab.experiments.space import Point
 from loralab.experiments.study_config import TUNING_SEEDS, StudyConfig
 from loralab.experiments.sweep import named
 from loralab.runs import Run
-from loralab.runs.files import check_format, write_json
 from loralab.runs.run import held
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -235,14 +235,8 @@ class Study:
 
     def write(self, cells: Sequence[Cell]) -> None:
         """Write the record."""
-        content = {
-            "format": FORMAT_VERSION,
-            "kind": "study",
-            "size": self.size,
-            "config": self.config.model_dump(mode="json"),
-            "cells": [asdict(cell) for cell in cells],
-        }
-        write_json(self.file, content)
+        config = self.config.model_dump(mode="json")
+        write_cells(self.file, cells, self.size, config)
 
     def _refuse_twins(self, cells: Sequence[Cell]) -> None:
         """Refuse two cells that are the same run: their difference is nothing."""
@@ -391,8 +385,7 @@ def find_study(
     if not record.is_file():
         return Study(read_study(reference), size, runs_dir)
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        check_format(content["format"], FORMAT_VERSION, RunError, record)
+        content = content_of(record)
         config = StudyConfig.model_validate(content["config"])
         study = Study(config, content["size"], record.parent.parent)
     except (ValueError, KeyError, TypeError) as error:
