@@ -16,7 +16,7 @@ TYPES = (
     *("bench", "study", "merge", "revert", "chore"),
 )
 FORM = re.compile(rf"(?:{'|'.join(TYPES)})(?:\([\w./-]+\))?!?: \S(?:.*[^\s.])?")
-MADE_BY_GIT = ("Merge branch ", "Merge pull request ", "fixup! ", "squash! ")
+MADE_BY_GIT = ("Merge ", "fixup! ", "squash! ")
 
 
 def wrong(message: str) -> str:

@@ -101,7 +101,9 @@ class Build:
         self.arguments = arguments
         self.cwd = self.image
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        self.environment = {**kept, "HOME": str(folder)}
+        python = f"{sys.base_prefix}/bin"  # the base image's, as it were
+        path = f"{python}:{os.environ['PATH']}"
+        self.environment = {**kept, "HOME": str(folder), "PATH": path}
 
     def here(self, text: str) -> str:
         """Return a text with the image's folder where it is on this machine."""

@@ -125,6 +125,9 @@ def test_steps_that_are_the_machine_s_own_are_not_run(tmp_path):
     build.take(Instruction("RUN", f"apt-get no && echo $TORCH_INDEX > {OWN}/told"))
     told = tmp_path / "image" / OWN[1:] / "told"
     assert told.read_text() == "elsewhere\n"
+    asked = f"python -c 'import sys; print(sys.version)' > {OWN}/told"
+    build.take(Instruction("RUN", asked))
+    assert told.read_text() == f"{sys.version}\n"
     assert {file.name for file in build.context.iterdir()} == {
         *("src", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
     }
@@ -142,7 +145,7 @@ def test_the_steps_make_a_loralab_that_trains(tmp_path):
     work.mkdir()
     clean = {"PATH": f"{own}/venv/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
     small = "data.max_rows={train: 32, validation: 8, test: 8}"
-    short = ["training.max_steps=2", "evaluation.resamples=100"]
+    short = ["training.max_steps=2", "evaluation.resamples=200"]
     subprocess.run(
         ["loralab", "train", "sms-spam", small, *short],
         cwd=work,
@@ -261,6 +264,7 @@ def test_a_message_of_another_form_is_refused(message):
         "feat: a thing",
         "fix(merging)!: another\n\nwith words.\n# and a comment",
         "Merge branch 'x'",
+        f"Merge {'0' * 40} into {'1' * 40}",
         "# a comment first\nfix: a thing",
     ],
 )
