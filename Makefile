@@ -1,5 +1,5 @@
 # Every target but `setup` and `clean` stands on the environment in .venv.
-.PHONY: setup format lint test test-all test-cov demo bench lock clean
+.PHONY: setup format lint test test-all test-cov demo bench docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,6 +56,11 @@ bench: setup
 	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python -m benchmarks.merging
 
+# The site, in docs/_build/html; a warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -n -q -d docs/_build/doctrees \
+	    docs docs/_build/html
+
 lock: setup
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --no-emit-index-url \
 	    --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header \
@@ -65,4 +70,4 @@ lock: setup
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
-	    .hypothesis .coverage htmlcov dist build
+	    .hypothesis .coverage htmlcov dist build docs/_build

@@ -53,7 +53,7 @@ def build(
 
     A number is {{ STUDY DATA/ARM QUANTITY }}, {{ SOURCE $.path }} or
     {{ runs/ID SPLIT/METRIC adapter }}, a claim {{ claim STUDY DATA/ARM better }}, and
-    what no run measured {{ literal 0.05 "why" }}; see docs/paper.md.
+    what no run measured {{ literal 0.05 "why" }}; see docs/how-to/paper.md.
     """
     from loralab.cli import render
     from loralab.reporting.paper.build import build as make_paper

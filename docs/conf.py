@@ -1,0 +1,96 @@
+"""The site: `make docs`. What is read off the code is made in generated.py."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import generated  # noqa: E402
+import pypandoc  # noqa: E402
+
+import loralab  # noqa: E402
+
+project = "loralab"
+author = "The loralab authors"
+project_copyright = author
+release = version = loralab.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "loralab"
+html_copy_source = False
+html_show_copyright = False
+
+nitpicky = True
+# Types of other libraries, and ours that are no public name, have no page here.
+nitpick_ignore_regex = [(r"py:(class|obj|data|exc|func|meth|mod|attr)", r".*")]
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+default_role = "code"  # docstrings set names in single backticks
+
+# The tutorial and the guide may have no page yet.
+suppress_warnings = ["toc.empty_glob"]
+
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def fill(app: Any, name: str, source: list[str]) -> None:
+    """Put what is generated where a page has ``<!-- generated: NAME -->``."""
+    source[0] = generated.fill(source[0])
+
+
+@cache
+def mathml(formula: str, display: bool) -> str:
+    """Return a formula as MathML: no script, and no network, shows it."""
+    fence = "$$" if display else "$"
+    html = pypandoc.convert_text(
+        f"{fence}{formula.strip()}{fence}",
+        "html",
+        format="markdown",
+        extra_args=["--mathml"],
+    )
+    return html.strip().removeprefix("<p>").removesuffix("</p>")
+
+
+def visit_inline(translator: Any, node: Any) -> None:
+    """Write a formula within a line."""
+    import docutils.nodes
+
+    translator.body.append(mathml(node.astext(), display=False))
+    raise docutils.nodes.SkipNode
+
+
+def visit_display(translator: Any, node: Any) -> None:
+    """Write a formula on lines of its own."""
+    import docutils.nodes
+
+    translator.body.append(f"<div class='math'>{mathml(node.astext(), True)}</div>")
+    raise docutils.nodes.SkipNode
+
+
+html_math_renderer = "mathml"
+
+
+def setup(app: Any) -> None:
+    """Register both with Sphinx."""
+    app.connect("source-read", fill)
+    app.add_html_math_renderer("mathml", (visit_inline, None), (visit_display, None))
