@@ -247,6 +247,29 @@ def others() -> str:
     return "".join(parts)
 
 
+def rooms() -> str:
+    """Return the rooms of the house from the ground up, in the order that lint holds."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    layers = re.search(r"^layers = \[(.*?)^\]", project, re.M | re.S)
+    names = re.findall(r'"(loralab\.\w+)"', layers[1]) if layers else []
+    rows = []
+    for name in reversed(names):
+        said = prose(import_module(name).__doc__).split("\n\n")[0]
+        rows.append((f"`{name}`", said))
+    return table(["room", "what"], rows)
+
+
+def shortest() -> str:
+    """Return, for each kind of named things, the shortest file that holds one."""
+    rows = []
+    for kind, package in sorted(registry.PACKAGES.items()):
+        folder = Path(import_module(package).__path__[0])
+        files = [f for f in folder.glob("*.py") if not f.name.startswith("_")]
+        least = min(files, key=lambda file: (file.stat().st_size, file.name))
+        rows.append((kind, f"`{least.relative_to(ROOT).as_posix()}`"))
+    return table(["kind", "file"], rows)
+
+
 @cache
 def verbs() -> dict[str, Any]:
     """Map each verb, such as ``merge add``, to its command."""
@@ -352,6 +375,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "presets": preset_tables,
     "named": named,
     "others": others,
+    "rooms": rooms,
+    "shortest": shortest,
     "cli": cli,
     "api": api,
 }
