@@ -58,7 +58,7 @@ bench: setup
 
 # The site, in docs/_build/html; a warning is an error.
 docs: setup
-	$(BIN)/python -m sphinx -W --keep-going -n -q -d docs/_build/doctrees \
+	$(BIN)/python -m sphinx -W --keep-going -n -q -E -d docs/_build/doctrees \
 	    docs docs/_build/html
 
 lock: setup

@@ -10,9 +10,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import generated  # noqa: E402
 import pypandoc  # noqa: E402
 
+import generated  # noqa: E402
 import loralab  # noqa: E402
 
 project = "loralab"
@@ -46,9 +46,6 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 default_role = "code"  # docstrings set names in single backticks
-
-# The tutorial and the guide may have no page yet.
-suppress_warnings = ["toc.empty_glob"]
 
 copybutton_exclude = ".linenos, .gp, .go"
 

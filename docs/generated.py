@@ -247,8 +247,15 @@ def others() -> str:
     return "".join(parts)
 
 
+def pages(folder: str) -> str:
+    """Return the contents of a folder of pages; a glob that hits nothing would warn."""
+    found = sorted(p.stem for p in (ROOT / "docs" / folder).glob("*.md"))
+    names = "\n".join(name for name in found if name != "index")
+    return f"```{{toctree}}\n{names}\n```" if names else ""
+
+
 def rooms() -> str:
-    """Return the rooms of the house from the ground up, in the order that lint holds."""
+    """Return the rooms of the house from the ground up, in the order of lint."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     layers = re.search(r"^layers = \[(.*?)^\]", project, re.M | re.S)
     names = re.findall(r'"(loralab\.\w+)"', layers[1]) if layers else []
@@ -277,7 +284,8 @@ def verbs() -> dict[str, Any]:
     def walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
         if hasattr(command, "commands"):
             for name, inner in command.commands.items():
-                yield from walk(inner, f"{path} {name}".strip())
+                written = "" if inner.hidden else name  # it stands for no command
+                yield from walk(inner, f"{path} {written}".strip())
         if not hasattr(command, "commands") or command.invoke_without_command:
             yield path, command
 
@@ -375,6 +383,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "presets": preset_tables,
     "named": named,
     "others": others,
+    "pages": pages,
     "rooms": rooms,
     "shortest": shortest,
     "cli": cli,

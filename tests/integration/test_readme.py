@@ -1,45 +1,25 @@
 """The README's commands and code run as they stand, on few rows and steps."""
 
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests import markdown
 from tests.cli import loralab
+from tests.markdown import SMALL, commands, smaller
 
 README = Path(__file__).parents[2] / "README.md"
-SMALL = ["data.max_rows={train: 200, validation: 16, test: 32}", "training.max_steps=4"]
 
 
 def blocks(language):
-    pattern = rf"```{language}\n(.*?)```"
-    return re.findall(pattern, README.read_text(encoding="utf-8"), re.S)
+    text = README.read_text(encoding="utf-8")
+    return [block.text for block in markdown.blocks(text, language)]
 
 
 LONG = "## Merge"
 """From this heading on the commands take minutes: `make test-all`."""
-
-
-def commands(text):
-    found = re.findall(r"```bash\n(.*?)```", text, re.S)
-    whole = [block.replace("\\\n", " ") for block in found]
-    lines = [line for block in whole for line in block.splitlines()]
-    return [line for line in lines if line.startswith("loralab ")]
-
-
-def smaller(words):
-    """Return what a command is given besides, so that it takes seconds."""
-    if words[0] == "train":
-        return SMALL
-    if words[0] == "sweep":
-        return [
-            *SMALL,
-            "--no-cost",
-            *(["--trials", "2"] if "--trials" in words else []),
-        ]
-    return []
 
 
 @pytest.fixture
