@@ -80,7 +80,8 @@ def visit_display(translator: Any, node: Any) -> None:
     """Write a formula on lines of its own."""
     import docutils.nodes
 
-    translator.body.append(f"<div class='math'>{mathml(node.astext(), True)}</div>")
+    formula = mathml(node.astext(), display=True)
+    translator.body.append(f"<div class='math' style='margin: 1em 0'>{formula}</div>")
     raise docutils.nodes.SkipNode
 
 

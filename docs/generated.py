@@ -36,7 +36,7 @@ from loralab.reporting.paper.sources import Library
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"<!-- generated: (\S+)(?: (.+?))? -->")
 OWN_PAGES = ("PEFT method", "merge method")
-BOUNDS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<", MinLen: "at least", MaxLen: "at most"}
+BOUNDS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<", MinLen: "length ≥", MaxLen: "length ≤"}
 
 
 def fill(page: str) -> str:
@@ -190,10 +190,14 @@ def _rows(schema: type[BaseModel], path: str, deep: bool) -> Iterator[tuple[str,
             f"`{path}{key}`",
             ", ".join(filter(None, [words, bounds(field)])),
             default_words(field),
-            prose(field.description or told.get(key)),
+            prose(field.description or told.get(key) or _first_line(inner)),
         )
         if nested and inner:
             yield from _rows(inner, f"{path}{key}.", deep)
+
+
+def _first_line(schema: type[BaseModel] | None) -> str:
+    return inspect.cleandoc(schema.__doc__ or "").split("\n")[0] if schema else ""
 
 
 def sections(schema: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -357,16 +361,17 @@ def _directive(name: str) -> str:
     home = getattr(value, "__module__", "loralab")
     if not home.startswith("loralab"):
         return f"`loralab.{name}` is `{home.split('.')[0]}.{name}`.\n\n"
-    kind, options = "data", ""
+    kind, options, after = "data", "", ""
     if inspect.isclass(value):
         kind = "exception" if issubclass(value, Exception) else "class"
         own = [n for n, m in vars(value).items() if _documented(n, m)]
         options = f"\n   :members: {', '.join(own)}" if own else ""
-        if issubclass(value, BaseModel):
-            options += "\n   :exclude-members: model_config\n   :no-index-entry:"
+        if issubclass(value, BaseModel):  # its signature would be the whole table
+            after = f"Its keys: {type_words(value)}.\n\n"
+            name += "(**keys)"
     elif callable(value):
         kind = "function"
-    return f"```{{eval-rst}}\n.. auto{kind}:: loralab.{name}{options}\n```\n\n"
+    return f"```{{eval-rst}}\n.. auto{kind}:: loralab.{name}{options}\n```\n\n{after}"
 
 
 def _documented(name: str, member: Any) -> bool:

@@ -376,5 +376,5 @@ class ExperimentConfig(Strict):
 
     @property
     def run_id(self) -> str:
-        """The name of the run directory: ``<name>-<hash>``."""
+        """The run directory's name, ``<name>-<hash>``."""
         return f"{self.name}-{self.hash}"
