@@ -13,7 +13,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,8 +50,7 @@ class Finding:
 
 
 def _nf4_rows() -> Found:
-    from bitsandbytes import functional
-
+    functional: Any = import_module("bitsandbytes.functional")
     torch.manual_seed(0)
     weight = torch.randn(8, 96)
     codes, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
@@ -63,13 +64,11 @@ def _nf4_rows() -> Found:
 
 
 def _nf4_gradient() -> Found:
-    from bitsandbytes.functional import has_avx512bf16
-    from bitsandbytes.nn import Linear4bit
-
-    if not has_avx512bf16():
+    library: Any = import_module("bitsandbytes")
+    if not library.functional.has_avx512bf16():
         return Found(None, "this CPU has no AVX512-BF16, whose kernel it is")
     torch.manual_seed(0)
-    layer = Linear4bit(
+    layer = library.nn.Linear4bit(
         64, 64, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
     )
     layer.load_state_dict({"weight": torch.randn(64, 64)})
@@ -87,14 +86,13 @@ def _nf4_gradient() -> Found:
     return Found(gradients[1] == "none", told.format(*gradients))
 
 
-def _tuned(model: nn.Module, **options: object) -> nn.Module:
+def _tuned(model: nn.Module, **options: Any) -> Any:
     """Return a model under PEFT, with every warning an error."""
-    import peft
-
+    peft: Any = import_module("peft")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        config = peft.LoraConfig(r=4, target_modules=["0"], **options)  # type: ignore[arg-type]
-        return peft.get_peft_model(model, config)  # type: ignore[arg-type]
+        config = peft.LoraConfig(r=4, target_modules=["0"], **options)
+        return peft.get_peft_model(model, config)
 
 
 def _qalora_ignored() -> Found:
@@ -107,13 +105,12 @@ def _qalora_ignored() -> Found:
 
 
 def _ranknum_trained() -> Found:
-    import peft
-
+    peft: Any = import_module("peft")
     model = nn.Sequential(nn.Linear(64, 32)).to(torch.bfloat16)
     config = peft.AdaLoraConfig(
         init_r=4, target_r=2, total_step=10, target_modules=["0"]
     )
-    tuned = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+    tuned = peft.get_peft_model(model, config)
     trained = {n: p.requires_grad for n, p in tuned.named_parameters()}
     (seen,) = (value for name, value in trained.items() if "ranknum" in name)
     saved = any("ranknum" in n for n in peft.get_peft_model_state_dict(tuned))

@@ -14,7 +14,7 @@ from tests.cli import loralab
 from tests.conftest import CLASSIFY
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "everyday.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "everyday.md").read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(line, comments=True)[1:]
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S)

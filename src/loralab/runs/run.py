@@ -127,7 +127,7 @@ class Run:
 
     @property
     def standing(self) -> str:
-        """Its status, or ``absent``: nothing has been begun under this name."""
+        """Its status, or ``absent`` where nothing has been begun under this name."""
         return self.status if (self.path / "run.json").is_file() else "absent"
 
     @contextmanager
