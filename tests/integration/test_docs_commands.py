@@ -1,6 +1,7 @@
 """Commands and code of the site run as they stand, unless they are marked."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def codes(page):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -46,14 +47,20 @@ def workplace(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def workplace(trained, tmp_path, monkeypatch):
+    """Give each page the first runs alone: a name must mean one of them."""
+    folder = shutil.copytree(trained, tmp_path / "site")
+    monkeypatch.chdir(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if listed(page) or codes(page)],
     ids=lambda page: page.relative_to(DOCS).as_posix(),
 )
-def test_commands_of_a_page(page, workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+def test_commands_of_a_page(page, workplace):
     for words in listed(page):
         outcome = loralab(*words, *markdown.smaller(words))
         # four steps need not beat the base, and doctor then says so with 1
