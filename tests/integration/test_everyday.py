@@ -1,4 +1,4 @@
-"""The five everyday commands of docs/how-to/everyday.md are verbs, and do what is said."""
+"""The five commands of docs/how-to/everyday.md are verbs, and do what is said."""
 
 import re
 import shlex
