@@ -1,5 +1,5 @@
 # Every target but `setup` and `clean` stands on the environment in .venv.
-.PHONY: setup format lint test test-all test-cov demo bench docs lock clean
+.PHONY: setup format lint test test-all test-cov demo picture bench docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -46,6 +46,10 @@ demo: setup
 	$(BIN)/loralab infer chatterbot --with-base --max-new-tokens 48 \
 	    "My printer is not working." "What is your favorite book?"
 	$(BIN)/loralab runs
+
+# docs/images/demo.svg, of the runs that the demo has trained.
+picture: setup
+	$(BIN)/python docs/images/demo.py
 
 bench: setup
 	$(BIN)/python benchmarks/training.py
