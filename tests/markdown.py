@@ -28,6 +28,7 @@ from loralab.experiments.space import grid, read_space
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(
+    r"(?:^.*`(?P<file>[\w./-]+)`:\n\n)?"
     r"(?:^<!-- checked only: (?P<why>.+?) -->\n)?"
     r"^(?P<fence>`{3,})(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=fence)$",
     re.M | re.S,
@@ -40,18 +41,30 @@ SETTINGS = {"method": MergeConfig, "to": StorageConfig, "route": RouteConfig}
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, text and line, and why it is not run, if so."""
+    """A fenced block.
 
+    Attributes:
+        file: What the line above it ends with, if that is a file's name.
+        language: Of it.
+        text: In it.
+        line: Where it begins.
+        why: It is not run, if so.
+    """
+
+    file: str | None
     language: str
     text: str
     line: int
-    why: str
+    why: str | None
 
 
 def blocks(text: str, language: str = "") -> list[Block]:
     """Return the fenced blocks of a page; those of one language, if it is named."""
     found = [
-        Block(m["language"], m["text"], text.count("\n", 0, m.start("text")), m["why"])
+        Block(
+            *(m["file"], m["language"], m["text"]),
+            *(text.count("\n", 0, m.start("text")), m["why"]),
+        )
         for m in _BLOCK.finditer(text)
     ]
     return [one for one in found if language in ("", one.language)]

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
@@ -25,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 PICTURE = Path(__file__).with_suffix(".svg")
 SHOWN = "compare", "infer"
 WIDTH = 100
-# a page that shows the picture shall load no font from elsewhere
-SVG = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+FONT = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
+"""A page that shows the picture shall load no font from elsewhere."""
 
 
 def commands() -> list[list[str]]:
@@ -64,10 +63,8 @@ def main() -> None:
         for words in commands():
             terminal.print(Text(f"$ loralab {shlex.join(words)}", style="bold green"))
             terminal.print(Text.from_ansi(output(words, runs_dir)))
-    drawn = terminal.export_svg(
-        title="make demo", theme=MONOKAI, code_format=SVG, unique_id="demo"
-    )
-    PICTURE.write_text(drawn, encoding="utf-8")
+    drawn = terminal.export_svg(title="make demo", theme=MONOKAI, unique_id="demo")
+    PICTURE.write_text(FONT.sub("", drawn), encoding="utf-8")
 
 
 if __name__ == "__main__":
