@@ -195,7 +195,14 @@ def _values(
             statistics = allocate(inner, modules, budget, statistics, seed)
     elif needs:
         _check_measured(strategy.name, needs, statistics, modules)
-    return entry.target(params, modules, statistics, seed)
+    values = entry.target(params, modules, statistics, seed)
+    if len(values) != len(modules):
+        raise AdapterError(
+            f"{strategy.name!r} gave {len(values)} values for {len(modules)} modules",
+            where=WHERE,
+            fix="a strategy returns one value a module, in their order",
+        )
+    return values
 
 
 def _check_measured(

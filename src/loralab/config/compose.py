@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from loralab import registry
 from loralab.config.problems import config_errors
-from loralab.config.schema import ExperimentConfig
+from loralab.config.schema import ExperimentConfig, PEFTConfig
 from loralab.errors import ConfigError, nearest
 
 PRESETS = Path(__file__).parent / "presets"
@@ -58,8 +59,12 @@ def find_experiment(experiment: str) -> Path:
     return known[experiment]
 
 
-def _as_override(text: str) -> str:
-    """Turn the user's ``group=option`` or ``key=value`` into Hydra's grammar."""
+def _as_overrides(text: str) -> list[str]:
+    """Turn the user's ``group=option`` or ``key=value`` into Hydra's grammar.
+
+    A PEFT method without a preset, such as another package's, is chosen like one that
+    has a preset: with the params that it has by default.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -81,12 +86,15 @@ def _as_override(text: str) -> str:
             fix="quote values with brackets, commas or spaces: key='\"a, b\"'",
         ) from None
     if bare not in GROUPS or value.startswith("{"):
-        return f"++{text}"
-    if value not in presets(bare):
-        raise ConfigError(
-            f"no {bare} {value!r}; {nearest(value, presets(bare))}", where=bare
-        )
-    return text
+        return [f"++{text}"]
+    if value in presets(bare):
+        return [text]
+    kind = PEFTConfig.kind
+    if bare == "peft" and registry.known(kind, value):
+        return ["~peft", f"++peft.name={value}"]
+    methods = registry.names(kind) if bare == "peft" else ()
+    legal = {*presets(bare), *methods}
+    raise ConfigError(f"no {bare} {value!r}; {nearest(value, legal)}", where=bare)
 
 
 def _compose_raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def _compose_raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     root = PRESETS if own else path.parent
     name = str(path.relative_to(root).with_suffix(""))
     search = [] if own else [f'hydra.searchpath=["file://{PRESETS.as_posix()}"]']
-    given = [_as_override(text) for text in overrides]
+    given = [one for text in overrides for one in _as_overrides(text)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(root), version_base="1.3"):

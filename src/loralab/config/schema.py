@@ -42,7 +42,7 @@ class Named(Strict):
         try:
             registry.get(cls.kind, name)
         except ConfigError as error:
-            raise PydanticCustomError("loralab", "{m}", {"m": error.what}) from None
+            raise PydanticCustomError("loralab", "{m}", {"m": str(error)}) from None
         return name
 
     @field_validator("params")

@@ -36,6 +36,7 @@ import torch
 
 from loralab.config import MergeConfig
 from loralab.config.named import chosen
+from loralab.errors import MergeError
 from loralab.lowrank.factors import Factors
 from loralab.lowrank.update import Update
 from loralab.merging.layer import Layer
@@ -122,8 +123,7 @@ class Method:
     def merged(self, layer: Layer) -> Update:
         """Return the merged update of one layer, before the norm rule."""
         if not self.continual:
-            update: Update = self.entry.target(self.params, layer)
-            return update
+            return self._checked(self.entry.target(self.params, layer), layer.name)
         space, before = layer.space, None
         for count, task in enumerate(space.tasks):
             before = self.add(before, task, Step(layer.name, count, layer.dtype))
@@ -133,7 +133,22 @@ class Method:
 
     def add(self, before: Update | None, task: Factors, step: Step) -> Update:
         """Return one layer's update with one more task; `continual` methods only."""
-        update: Update = self.entry.target(self.params, before, task, step)
+        found = self.entry.target(self.params, before, task, step)
+        return self._checked(found, step.layer)
+
+    def _checked(self, update: Any, layer: str) -> Update:
+        """Return what a method gave, which may be somebody else's.
+
+        Raises:
+            MergeError: it is no update.
+        """
+        if not isinstance(update, Update):
+            raise MergeError(
+                f"the merge method {self.name!r} gave {type(update).__name__}",
+                where=layer,
+                why="a merged layer is an Update, in factored form",
+                fix="return layer.space.update(core)",
+            )
         return update
 
 

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from loralab import registry
+
 PACKAGES = (
     "loralab",
     "torch",
@@ -30,8 +32,8 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Return the installed versions of what a result depends on."""
-    found = {}
+    """Return the installed versions of what a result depends on, plug-ins too."""
+    found = registry.plug_ins()
     for name in PACKAGES:
         try:
             found[name] = version(name)
