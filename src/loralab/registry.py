@@ -5,8 +5,8 @@ A plug-in is one file in its kind's package. The file is named after the thing
 under ``@register(kind, name, schema)``. Listing names imports nothing. A package of
 somebody else's adds a thing with an entry point in the group of its kind::
 
-    [project.entry-points."loralab.task"]
-    my-task = "my_package.my_module"
+    [project.entry-points."loralab.merge_method"]
+    my-method = "my_package.my_module"
 
 A script or notebook registers what it defines itself; other processes, such as workers
 of a sweep, then do not know it. `Contract` says what a thing of each kind must be; what
@@ -227,8 +227,12 @@ def _points() -> list[tuple[EntryPoint, Distribution]]:
     return [point for points in found.values() for point in points]
 
 
-def _group(kind: str) -> str:
-    return f"loralab.{kind.replace(' ', '-')}"
+def group_of(kind: str) -> str:
+    """Return the group of a kind's entry points: words and dots, as the standard asks.
+
+    https://packaging.python.org/en/latest/specifications/entry-points/
+    """
+    return f"loralab.{kind.replace(' ', '_').lower()}"
 
 
 @cache
@@ -243,7 +247,7 @@ def _claims(kind: str) -> dict[str, tuple[Claim, ...]]:
         if not info.name.startswith("_")
     }
     for point, dist in _points():
-        if point.group == _group(kind):
+        if point.group == group_of(kind):
             claim = Claim(point.module, f"{dist.name} {dist.version}")
             found[point.name] = (*found.get(point.name, ()), claim)
     return found
@@ -291,7 +295,7 @@ def get(kind: str, name: str) -> Entry:
 
 def _astray(name: str) -> str:
     """Return what an entry point of this name does in a group that is of no kind."""
-    groups = [_group(kind) for kind in PACKAGES]
+    groups = [group_of(kind) for kind in PACKAGES]
     for point, dist in _points():
         if point.name == name and point.group not in groups:
             return (

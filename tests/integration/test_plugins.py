@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,15 +102,15 @@ def test_a_peft_method_of_a_package(site, tmp_path):
 
 
 GOOD = {
-    "merge-method": "def theirs(params, layer): ...",
-    "rank-strategy": "def theirs(params, modules, statistics, seed): ...",
-    "PEFT-method": "def theirs(params, site): ...",
+    "merge_method": "def theirs(params, layer): ...",
+    "rank_strategy": "def theirs(params, modules, statistics, seed): ...",
+    "peft_method": "def theirs(params, site): ...",
     "metric": "def theirs(params, answers): ...",
 }
 USED = {
-    "merge-method": ["merge", "A", "B", "--out", "C", "--method", "theirs"],
-    "rank-strategy": ["ranks", "trec-6", "peft.params.ranks=theirs"],
-    "PEFT-method": ["train", "trec-6", "peft=theirs"],
+    "merge_method": ["merge", "A", "B", "--out", "C", "--method", "theirs"],
+    "rank_strategy": ["ranks", "trec-6", "peft.params.ranks=theirs"],
+    "peft_method": ["train", "trec-6", "peft=theirs"],
     "metric": ["train", "trec-6", "evaluation.metrics=[theirs]"],
 }
 
@@ -119,28 +120,28 @@ def registered(kind, body, said=""):
 
 
 BROKEN = {
-    "a library is missing": ("merge-method", "import no_such", "no module named 'no_"),
-    "it raises": ("rank-strategy", "raise OSError('no licence')", "no licence"),
+    "a library is missing": ("merge_method", "import no_such", "no module named 'no_"),
+    "it raises": ("rank_strategy", "raise OSError('no licence')", "no licence"),
     "it is no Python": ("metric", "def (", "invalid syntax"),
-    "it registers nothing": ("merge-method", "", "registers no merge method 'theirs'"),
+    "it registers nothing": ("merge_method", "", "registers no merge method 'theirs'"),
     "it registers another kind": (
-        "PEFT-method",
-        registered("rank strategy", GOOD["rank-strategy"]),
+        "peft_method",
+        registered("rank strategy", GOOD["rank_strategy"]),
         "registers no peft method 'theirs'",
     ),
     "it takes too little": (
-        "rank-strategy",
+        "rank_strategy",
         registered("rank strategy", "def theirs(params, modules): ..."),
         "cannot be called with (params, modules, statistics, seed)",
     ),
     "it takes too much": (
-        "merge-method",
+        "merge_method",
         registered("merge method", "def theirs(params, layer, more): ..."),
         "missing a required argument: 'more'",
     ),
     "a continual one takes what a joint one does": (
-        "merge-method",
-        registered("merge method", GOOD["merge-method"], ", continual=True"),
+        "merge_method",
+        registered("merge method", GOOD["merge_method"], ", continual=True"),
         "(params, merged, new, step)",
     ),
     "a fact is not said": (
@@ -149,13 +150,13 @@ BROKEN = {
         "answers=…",
     ),
     "abilities are not said": (
-        "PEFT-method",
-        registered("PEFT method", GOOD["PEFT-method"]),
+        "peft_method",
+        registered("PEFT method", GOOD["peft_method"]),
         "able=…",
     ),
     "its schema is none": (
-        "merge-method",
-        registered("merge method", GOOD["merge-method"], ", dict"),
+        "merge_method",
+        registered("merge method", GOOD["merge_method"], ", dict"),
         "no subclass of params",
     ),
 }
@@ -209,7 +210,7 @@ def test_a_broken_package_is_named_with_what_is_wrong(case, plug_in, tmp_path):
 
 @pytest.mark.parametrize("group", GOOD)
 def test_the_same_package_unbroken_is_found(group, plug_in):
-    kind = group.replace("-", " ")
+    kind = group.replace("_", " ").replace("peft", "PEFT")
     said = {
         "metric": ", answers='class', better='higher'",
         "PEFT method": ", able=Abilities()",
@@ -221,7 +222,7 @@ def test_the_same_package_unbroken_is_found(group, plug_in):
 
 
 def test_a_name_that_two_packages_have_is_refused_and_no_other(plug_in):
-    plug_in(GOOD["merge-method"], "merge-method", "average")
+    plug_in(GOOD["merge_method"], "merge_method", "average")
     outcome = cli.loralab("merge", "A", "B", "--out", "C", "--method", "average")
     assert outcome.code == 2 and "Traceback" not in outcome.err
     assert "loralab and their-package 1.0 each have" in outcome.err
@@ -242,12 +243,18 @@ def test_a_name_that_is_taken_is_not_registered(plug_in):
     assert registry.get("metric", "fresh").target is theirs
 
 
+@pytest.mark.parametrize("kind", registry.PACKAGES)
+def test_every_kind_has_a_contract_and_a_group_that_builders_accept(kind):
+    assert kind in registry.CONTRACTS
+    assert re.fullmatch(r"\w+(\.\w+)*", registry.group_of(kind), re.ASCII)
+
+
 def test_an_entry_point_in_a_group_of_no_kind_is_told(plug_in):
-    plug_in(registered("merge method", GOOD["merge-method"]), "merging-method")
-    outcome = cli.loralab(*USED["merge-method"])
+    plug_in(registered("merge method", GOOD["merge_method"]), "merge-method")
+    outcome = cli.loralab(*USED["merge_method"])
     assert outcome.code == 2
-    assert "their-package has it in the group loralab.merging-method" in outcome.err
-    assert "nearest: loralab.merge-method" in outcome.err
+    assert "their-package has it in the group loralab.merge-method" in outcome.err
+    assert "nearest: loralab.merge_method" in outcome.err
 
 
 def test_what_a_thing_of_others_returns_is_checked(plug_in):
