@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -10,7 +9,7 @@ from rich.table import Table
 from loralab.cli import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from loralab.experiments.merge_tuning import Tuned
@@ -74,15 +73,10 @@ def drawn(found: Analysis, folder: Path) -> list[Path]:
     """Write how alike the updates are, and their spectra over all layers."""
     from loralab.reporting.figures import Decay, decay, save, similarity_map
 
-    def over_layers(spectra: Iterable[Sequence[float]]) -> list[float]:
-        return sorted(chain.from_iterable(spectra), reverse=True)
-
-    spectra = [
-        Decay(name, over_layers(layer.spectra[number] for layer in found.layers))
-        for number, name in enumerate(found.names)
-    ]
-    whole = over_layers(layer.sum_spectrum for layer in found.layers)
-    spectra = [one for one in (*spectra, Decay("sum", whole, True)) if any(one.sigma)]
+    *tasks, whole = found.spectra()
+    named = zip(found.names, tasks, strict=True)
+    spectra = [*(Decay(*one) for one in named), Decay("sum", whole, True)]
+    spectra = [one for one in spectra if any(one.sigma)]
     alike = similarity_map(found.cosines(), found.names, "cosine (of two ΔW)")
     paths = save(alike, folder, "cosines")
     return paths + (save(decay(spectra), folder, "spectra") if spectra else [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from loralab.merging.analysis.signs import Share
@@ -168,6 +169,16 @@ class Analysis:
             value = math.nan if pair.cosine is None else pair.cosine
             found[pair.one][pair.other] = found[pair.other][pair.one] = value
         return found
+
+    def spectra(self) -> list[list[float]]:
+        """Return the singular values of each task, then of their sum.
+
+        Those of all layers together, descending.
+        """
+        found = [layer.spectra for layer in self.layers]
+        whole = [layer.sum_spectrum for layer in self.layers]
+        updates = [*zip(*found, strict=True), whole]
+        return [sorted(chain.from_iterable(one), reverse=True) for one in updates]
 
     def record(self) -> dict[str, Any]:
         """Return all of it as JSON has it."""
