@@ -22,11 +22,11 @@ def main() -> None:
         loralab.train(loralab.compose(name, ["peft.params.rank=4", *QUICK]))
         for name in ("sms-spam", "trec-6")
     ]
-    shutil.rmtree("both-state", ignore_errors=True)  # of an earlier call
-    state = loralab.merge([run.path for run in runs], "opcm", "both-state")
+    shutil.rmtree("runs/merge", ignore_errors=True)  # of an earlier call
+    state = loralab.merge([run.path for run in runs], "opcm", "runs/merge")
     for verdict in loralab.MergingAnalyzer(state.sources).report().verdicts:
         print(verdict.sentence)
-    written = state.export("both")
+    written = state.export("runs/both")
     print(f"{state.task_count} adapters in {written.folder}, λ {state.lambda_t:.3f}")
     for run in runs:
         found = loralab.evaluate(run, merged=written.folder)["metrics"]["accuracy"]
@@ -34,7 +34,7 @@ def main() -> None:
         alone = run.evaluations()["test"]["metrics"]["accuracy"]["adapter"]
         print(f"alone {alone['value']:.3f}")
     for run, text in zip(runs, ["Call now, you won!", "Who is she?"], strict=True):
-        ask = loralab.InferencePipeline.from_run("both", head=run.id)
+        ask = loralab.InferencePipeline.from_run(written.folder, head=run.id)
         print(ask([text])[0]["label"], text)
 
 

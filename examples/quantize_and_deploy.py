@@ -29,12 +29,12 @@ def main() -> None:
     print(f"{made['bytes']['measured']:,} bytes, {made['of_fp16']:.0%} of fp16")
     print(f"of the adapter {made['survival']['kept']:.1%} survived")
     print(f"the certificate {'passed' if stored.read()['parity'] else 'failed'}")
-    target = loralab.target_config("archive", {"path": "spam.zip"})
+    target = loralab.target_config("archive", {"path": "runs/spam.zip"})
     receipt = loralab.publish(stored, target)
     print(f"{len(receipt['files'])} files in {receipt['destination']}")
-    shutil.rmtree("deployed", ignore_errors=True)  # of an earlier call
-    extract(Path("spam.zip"), Path("deployed"))
-    ask = loralab.InferencePipeline.from_run("deployed")
+    shutil.rmtree("runs/deployed", ignore_errors=True)  # of an earlier call
+    extract(Path("runs/spam.zip"), Path("runs/deployed"))
+    ask = loralab.InferencePipeline.from_run("runs/deployed")
     print(ask(["You have won a prize! Call now"])[0])
 
 

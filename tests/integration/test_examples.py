@@ -34,7 +34,7 @@ SAID = {
         r"(?:\S.* \(\d+%\)\n){4}",
     ),
     "merge_adapters": (
-        rf"2 adapters in both, λ {NUMBER}",
+        rf"2 adapters in runs/both, λ {NUMBER}",
         rf"sms-spam: merged {NUMBER}, alone {NUMBER}",
         rf"trec-6: merged {NUMBER}, alone {NUMBER}",
         r"(ham|spam) Call now, you won!",
