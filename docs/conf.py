@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+LINK = re.compile(r"(?<!!)\[(?P<text>[^\]\[]+)\]\((?P<path>[^)\s:#]+)(?:#[^)]*)?\)")
 sys.path.insert(0, str(HERE))
 
 import pypandoc  # noqa: E402
@@ -52,7 +54,22 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 def fill(app: Any, name: str, source: list[str]) -> None:
     """Put what is generated where a page has ``<!-- generated: NAME -->``."""
-    source[0] = generated.fill(source[0])
+    source[0] = outside(generated.fill(source[0]), (HERE / name).parent)
+
+
+def outside(page: str, folder: Path) -> str:
+    """Return a page whose links to files that the site has not are their paths.
+
+    On a page of the repository they lead there; the site is also read without it.
+    """
+
+    def written(match: re.Match[str]) -> str:
+        target = (folder / match["path"]).resolve()
+        if HERE in target.parents or not target.exists():
+            return match[0]
+        return f"{match['text']} (`{target.relative_to(HERE.parent).as_posix()}`)"
+
+    return LINK.sub(written, page)
 
 
 @cache

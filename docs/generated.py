@@ -366,7 +366,9 @@ def _directive(name: str) -> str:
         kind = "exception" if issubclass(value, Exception) else "class"
         own = [n for n, m in vars(value).items() if _documented(n, m)]
         options = f"\n   :members: {', '.join(own)}" if own else ""
-        if issubclass(value, BaseModel):  # its signature would be the whole table
+        if (
+            issubclass(value, BaseModel) and value.model_fields
+        ):  # no signature of a page
             after = f"Its keys: {type_words(value)}.\n\n"
             name += "(**keys)"
     elif callable(value):

@@ -69,6 +69,12 @@ def module_of(name):
     return f"mine_{name.replace('-', '_')}"
 
 
+def forget():
+    """Let entry points be read again."""
+    registry._points.cache_clear()
+    registry._claims.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A directory to work in, with the page's plug-ins installed as one package."""
@@ -79,21 +85,23 @@ def work(tmp_path_factory):
     points = []
     for kind, (name, code) in CODES.items():
         (site / f"{module_of(name)}.py").write_text(code, encoding="utf-8")
-        points.append(f"[loralab.{kind.replace(' ', '-')}]\n{name} = {module_of(name)}")
+        points.append(f"[{registry.group_of(kind)}]\n{name} = {module_of(name)}")
     about = "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n"
     (info / "METADATA").write_text(about, encoding="utf-8")
     (info / "entry_points.txt").write_text("\n".join(points), encoding="utf-8")
-    before, entries = Path.cwd(), dict(registry._entries)
+    before = Path.cwd()
     sys.path.insert(0, str(site))
-    registry._modules.cache_clear()
+    forget()
     os.chdir(folder)
     yield prepared(folder)
     os.chdir(before)
     sys.path.remove(str(site))
-    registry._modules.cache_clear()
-    registry._entries.clear()
-    registry._entries.update(entries)
-    for name, _ in CODES.values():
+    forget()
+    for kind, (
+        name,
+        _,
+    ) in CODES.items():  # those of ours stay
+        registry._entries.pop((kind, name), None)
         sys.modules.pop(module_of(name), None)
 
 
