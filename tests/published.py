@@ -18,6 +18,11 @@ def config_of(name):
 def _eval(run):
     metrics = {"accuracy": {"adapter": INTERVAL, "base": INTERVAL}}
     result = {"split": "test", "rows": 9, "confidence": 0.95, "metrics": metrics}
+    result |= {
+        "primary": "accuracy",
+        "measured_rows": 9,
+        "better": {"accuracy": "higher"},
+    }
     (run.path / "eval").mkdir()
     (run.path / "eval" / "test.json").write_text(json.dumps(result))
     (run.path / "eval" / "predictions-test.parquet").write_bytes(b"rows of people")

@@ -158,7 +158,7 @@ def test_all_of_the_energy_is_the_same_function(bert, adapter, tmp_path):
 
 def test_the_truncated_adapter_never_replaces_the_whole_one(adapter):
     folder, _ = adapter
-    with pytest.raises(AdapterError, match="replace"):
+    with pytest.raises(AdapterError, match="not replaced"):
         write_truncated(autopsy(folder), folder)
 
 

@@ -13,6 +13,7 @@ from loralab.runs.files import (
     atomic_file,
     remove_leftovers,
     write_json,
+    write_text,
 )
 from loralab.runs.run import create, move_aside
 
@@ -265,10 +266,30 @@ def test_a_run_without_adapter_says_how_to_go_on(tmp_path):
 def test_evaluations_are_read_by_split(tmp_path):
     run = new_run(tmp_path)
     assert run.evaluations() == {}
+    told = {"primary": "f1", "metrics": {"f1": {}}, "confidence": 0.95}
+    told["measured_rows"] = 9
     for split in ("test", "validation"):
-        write_json(run.path / "eval" / f"{split}.json", {"split": split})
+        write_json(run.path / "eval" / f"{split}.json", {**told, "split": split})
     assert set(run.evaluations()) == {"test", "validation"}
-    assert run.evaluations()["test"] == {"split": "test"}
+    assert run.evaluations()["test"] == {**told, "split": "test"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"primary": "f1", "metrics": {}}'])
+def test_a_broken_evaluation_says_how_to_measure_it_again(tmp_path, text):
+    run = new_run(tmp_path)
+    write_text(run.path / "eval" / "test.json", text)
+    with pytest.raises(RunError, match=r"loralab evaluate .* --split test"):
+        run.evaluations()
+
+
+def test_a_record_that_lacks_what_every_run_says_is_no_run(tmp_path):
+    run = new_run(tmp_path)
+    write_json(run.path / "run.json", {"format": 1, "kind": "adapter", "name": 3})
+    with pytest.raises(RunError, match="does not say name, hash, status, started"):
+        run.read()
+    (run.path / "metrics.jsonl").write_bytes(b"\xff")
+    with pytest.raises(RunError, match="events"):
+        run.events()
 
 
 def test_a_process_does_not_count_the_memory_of_the_one_that_started_it():

@@ -162,6 +162,21 @@ def truncated(
     return replace(stored, factors=kept), errors
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds something: an adapter is written as a whole folder.
+
+    Raises:
+        AdapterError: it is a file, or not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AdapterError(
+            "is not empty, and what it holds is not replaced",
+            where=str(folder),
+            fix="name a new folder",
+        )
+
+
 def write_truncated(found: Autopsy, folder: Path, budget: Budget | None = None) -> None:
     """Write the truncated adapter as a plain LoRA folder, with its note and tokenizer.
 
@@ -169,18 +184,13 @@ def write_truncated(found: Autopsy, folder: Path, budget: Budget | None = None) 
 
     Args:
         found: The autopsy of the whole adapter.
-        folder: Where to; replaced if it exists.
+        folder: A new or empty one.
         budget: Of the autopsy's two; by default the one counted in ranks.
 
     Raises:
-        AdapterError: the adapter can no longer be read, or it would replace itself.
+        AdapterError: the adapter can no longer be read, or the folder is not empty.
     """
-    if Path(folder).resolve() == found.folder.resolve():
-        raise AdapterError(
-            "the truncated adapter would replace the whole one",
-            where=str(folder),
-            fix="name another folder",
-        )
+    check_empty(folder)
     ranks = (budget or found.by_rank).ranks
     made, _ = truncated(read_adapter(found.folder), ranks)
     write_adapter(folder, made, beside=found.folder)

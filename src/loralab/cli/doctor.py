@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loralab.cli.completion import runs_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
 
 if TYPE_CHECKING:
@@ -19,9 +21,12 @@ STYLES = {"failure": "bold red", "cause": "red", "suspect": "yellow", "note": "d
 def doctor(
     run: Annotated[
         str | None,
-        typer.Argument(help="A run's path, id or name; without it, this machine."),
+        typer.Argument(
+            help="A run's path, id or name; without it, this machine.",
+            autocompletion=runs_like,
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option(help="Print JSON.")] = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Say what works on this machine; or, of a RUN, whether it helped and why not.
@@ -31,20 +36,25 @@ def doctor(
 
     With RUN, its own files are checked for the usual mistakes. Exit code 0:
     the adapter beats its base; 1: that is not shown.
+
+    With --json an object: default, environment, probes, memory_bytes, disk_free_bytes,
+    cache, settings, traps, missing; of a RUN: run, verdict, measured, findings.
+
+    Example: loralab doctor trec-6
     """
     if run is None:
-        _machine(runs_dir, json)
+        _machine(runs_dir, json_output)
     else:
-        _run(run, runs_dir, json)
+        _run(run, runs_dir, json_output)
 
 
-def _machine(runs_dir: Path, json: bool) -> None:
+def _machine(runs_dir: Path, json_output: bool) -> None:
     from loralab.cli import render
 
     found = _found(runs_dir)
     missing: list[str] = found["missing"]
-    if json:
-        _print_json(found)
+    if json_output:
+        print_json(found)
     else:
         render.console().print(_machine_table(found))
         if missing:
@@ -167,13 +177,7 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _print_json(content: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(content, indent=1))
-
-
-def _run(reference: str, runs_dir: Path, json: bool) -> None:
+def _run(reference: str, runs_dir: Path, json_output: bool) -> None:
     from dataclasses import asdict
 
     from loralab.evaluation.diagnose import diagnose
@@ -181,8 +185,8 @@ def _run(reference: str, runs_dir: Path, json: bool) -> None:
 
     run = find_run(reference, runs_dir)
     found = diagnose(run)
-    if json:
-        _print_json({"run": run.id, **asdict(found)})
+    if json_output:
+        print_json({"run": run.id, **asdict(found)})
     else:
         _print_diagnosis(run.id, found)
     if found.verdict != "better":

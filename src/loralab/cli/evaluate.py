@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from loralab.cli.options import RunsDir
+from loralab.cli.json_output import Json, print_json
+from loralab.cli.options import RunNames, RunsDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from loralab.runs import Run
 
 Result = dict[str, Any]
+Split = Annotated[
+    Literal["train", "validation", "test"], typer.Option(help="Which rows.")
+]
 
 
 def evaluate(
-    run: Annotated[list[str], typer.Argument(help="Paths, ids or names of runs.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    run: RunNames,
+    split: Split = "test",
     base: Annotated[bool, typer.Option(help="Measure the base too, paired.")] = True,
     merged: Annotated[
         Path | None,
@@ -28,32 +32,50 @@ def evaluate(
             "with the run's head."
         ),
     ] = None,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Evaluate adapters on a split of their runs' data, paired with their base.
+
+    With --json a list, of each run: run, file (what was written), own (of --merged: the
+    run's own adapter), evaluation (the file's content).
 
     Example: loralab evaluate trec-6 sms-spam --merged both
     """
     from loralab.cli import render
     from loralab.runs import find_run
 
-    console = render.console()
+    console = render.console(stderr=json_output)
     runs = [find_run(one, runs_dir) for one in dict.fromkeys(run)]
     results = [_one(found, split, base, merged, console) for found in runs]
-    if len(runs) > 1:
+    if json_output:
+        pairs = zip(runs, results, strict=True)
+        print_json([_told(one, result, merged) for one, result in pairs])
+    elif len(runs) > 1:
         console.print(_all(runs, results, split, own=merged is not None))
+
+
+def _told(run: Run, result: Result, merged: Path | None) -> Result:
+    own = _own(run, result) if merged else None
+    told = {"run": run.id, "file": _file(run, result["split"], merged), "own": own}
+    return {**told, "evaluation": result}
+
+
+def _file(run: Run, split: str, merged: Path | None) -> Path:
+    folder = merged / "eval" / run.id if merged else run.path / "eval"
+    return folder / f"{split}.json"
 
 
 def _one(
     found: Run, split: str, base: bool, merged: Path | None, console: Console
 ) -> Result:
-    """Measure a run, and print what was measured."""
+    """Measure a run, and tell what was measured."""
     from loralab.cli import render
     from loralab.cli.progress import TrainingProgress
     from loralab.evaluation.evaluate import evaluate as measure
 
     config = found.config.evaluation.model_copy(update={"base": base})
-    progress = TrainingProgress()
+    progress = TrainingProgress(stderr=console.stderr)
     try:
         result = measure(found, split, config=config, merged=merged, on_event=progress)
     finally:
@@ -62,13 +84,10 @@ def _one(
         console.print(part)
     if caution := found.read().get("data", {}).get("caution"):
         console.print(f"caution: {caution}", markup=False)
-    folder = found.path / "eval"
-    if merged:
-        if own := _own(found, result):
-            text = f"the run's own adapter: {result['primary']} {render.interval(own)}"
-            console.print(text, markup=False)
-        folder = merged / "eval" / found.id
-    written = folder / f"{split}.json"
+    if merged and (own := _own(found, result)):
+        text = f"the run's own adapter: {result['primary']} {render.interval(own)}"
+        console.print(text, markup=False)
+    written = _file(found, split, merged)
     console.print(f"written: {written}", markup=False, soft_wrap=True)
     return result
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loralab.cli.completion import runs_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 Answering = Annotated[
     str,
-    typer.Argument(help="A run's path, id or name; a published or a merged folder."),
+    typer.Argument(
+        help="A run's path, id or name; a published, merged or baked folder.",
+        autocompletion=runs_like,
+    ),
 ]
 Texts = Annotated[
     list[str] | None,
@@ -42,12 +47,13 @@ Embeddings = Annotated[
 ]
 Head = Annotated[
     str | None,
-    typer.Option(help="Of a merged adapter: the task as which it answers."),
+    typer.Option(
+        help="Of a merged adapter, baked or not: the task as which it answers."
+    ),
 ]
 WithBase = Annotated[
     bool, typer.Option("--with-base", help="Show the base's answer too.")
 ]
-JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 def infer(
@@ -58,17 +64,26 @@ def infer(
     context_file: ContextFile = None,
     head: Head = None,
     with_base: WithBase = False,
-    json_lines: JsonLines = False,
+    json_output: Json = False,
     embeddings: Embeddings = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Answer texts with a run's adapter: classify, tag, find, or write."""
+    """Answer texts with a run's adapter: classify, tag, find, or write.
+
+    With --json an object a line, of each input: input, adapter, and base with
+    --with-base.
+
+    Example: loralab infer trec-6 "Who wrote Hamlet?" --with-base --json
+
+    Example: loralab infer both --head trec-6 "How far is the Moon?"
+    """
     from loralab.cli.progress import RowsProgress
     from loralab.inference.pipeline import InferencePipeline
 
+    _check(embeddings, with_base or json_output)
     inputs = _inputs(texts, file, _context(context, context_file))
     pipeline = InferencePipeline.from_run(
         run, runs_dir=runs_dir, batch_size=batch_size, head=head
@@ -78,7 +93,7 @@ def infer(
         return
     written = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     options: dict[str, Any] = written if pipeline.generates else {}
-    if pipeline.generates and len(inputs) == 1 and not (json_lines or with_base):
+    if pipeline.generates and len(inputs) == 1 and not (json_output or with_base):
         _stream(pipeline.stream(inputs[0], **options))
         return
     with RowsProgress() as progress:
@@ -86,9 +101,24 @@ def infer(
         answers = {"adapter": pipeline(inputs, **options)}
         if with_base:
             with pipeline.without_adapter():
-                answers = {"base": pipeline(inputs, **options), **answers}
-    for line in _lines(inputs, answers, json_lines):
-        typer.echo(line)
+                answers["base"] = pipeline(inputs, **options)
+    for number, given in enumerate(inputs):
+        said = {arm: found[number] for arm, found in answers.items()}
+        _print(given, said, len(inputs) > 1 or with_base, json_output)
+
+
+def _check(embeddings: Path | None, answers: bool) -> None:
+    from loralab.errors import DataError
+
+    if embeddings is None:
+        return
+    if answers:
+        raise DataError(
+            "--embeddings writes features, and --with-base and --json are of answers",
+            fix="leave one of them out",
+        )
+    if embeddings.suffix != ".npy":
+        raise DataError("embeddings are written as .npy", where=str(embeddings))
 
 
 def _stream(pieces: Iterator[str]) -> None:
@@ -122,6 +152,8 @@ def _inputs(
     from loralab.errors import DataError
 
     if file is not None:
+        if texts:
+            raise DataError("give texts or --file, not both")
         found = _read(file).splitlines()
     elif texts:
         found = texts
@@ -156,31 +188,24 @@ def _write_embeddings(
 ) -> None:
     import numpy as np
 
-    from loralab.errors import DataError
     from loralab.runs.files import atomic_file
 
-    if file.suffix != ".npy":
-        raise DataError("embeddings are written as .npy", where=str(file))
     found = pipeline.embed(inputs)
     with atomic_file(file) as temporary, temporary.open("wb") as handle:
         np.save(handle, found, allow_pickle=False)
     typer.echo(f"{found.shape[0]} × {found.shape[1]} fp32 written: {file}")
 
 
-def _lines(
-    inputs: list[Any], answers: dict[str, list[Any]], json_lines: bool
-) -> Iterator[str]:
-    several = len(inputs) > 1 or len(answers) > 1
-    for i, given in enumerate(inputs):
-        if json_lines:
-            line = {"input": given, **{arm: a[i] for arm, a in answers.items()}}
-            yield json.dumps(line, ensure_ascii=False)
-            continue
-        if several:
-            yield f"› {_asked(given)}"
-        for arm, found in answers.items():
-            said = _said(found[i])
-            yield f"  {arm}: {said}" if len(answers) > 1 else said
+def _print(given: Any, said: dict[str, Any], several: bool, json_output: bool) -> None:
+    """Print the answers to an input, below it where there are several."""
+    if json_output:
+        print_json({"input": given, **said})
+        return
+    if several:
+        typer.echo(f"› {_asked(given)}")
+    for arm, answer in said.items():
+        text = _said(answer)
+        typer.echo(f"  {arm}: {text}" if len(said) > 1 else text)
 
 
 def _asked(given: Any) -> str:

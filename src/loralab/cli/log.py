@@ -27,12 +27,19 @@ def log(
 
     Of each: what differs from its preset, its status, its results with intervals; after
     them, room for observations, next steps and ideas. Text is only ever appended, and a
-    run that is in the log is not added again.
+    run that is in the log is not added again. One whose files cannot be read is left
+    out, and told on stderr.
+
+    Example: loralab log RESEARCH_LOG.md --since 2026-01-31
     """
     from loralab.cli import render
+    from loralab.errors import LoralabError
     from loralab.reporting.research_log import add_runs
 
-    found = add_runs(file, runs_dir, since.date() if since else None)
+    def left_out(error: LoralabError) -> None:
+        typer.secho(f"left out: {error}", err=True)
+
+    found = add_runs(file, runs_dir, since.date() if since else None, left_out)
     console = render.console()
     for run in found:
         console.print(f"added    {run.id}", markup=False)

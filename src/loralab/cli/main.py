@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the head of a verb's file: `--help` stays i
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Literal
 
@@ -36,12 +37,22 @@ from loralab.cli import (
 from loralab.cli.listing import listing
 from loralab.errors import LoralabError
 
+FIXES = {
+    errno.EACCES: "make it readable and writable, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOSPC: "make room on the disk, or name another one",
+    errno.ENOTDIR: "a file stands where a folder should be: name another place",
+    errno.EEXIST: "a file stands where a folder should be: name another place",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOENT: "check the path",
+}
+"""What to do when the system refuses a file, by its number."""
+
 app = typer.Typer(
     name="loralab",
     help="The whole life of a LoRA adapter: configure, train, evaluate, use, compare.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
@@ -95,9 +106,13 @@ def main() -> None:
     except LoralabError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
-    except OSError as error:
-        # a full disk, a missing permission: the system's words say which file and why
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+    except OSError as error:  # a full disk, a missing permission
+        told = LoralabError(
+            error.strerror or str(error),
+            where=str(error.filename or ""),
+            fix=FIXES.get(error.errno or 0, ""),
+        )
+        typer.secho(f"error: {told}", err=True, fg=typer.colors.RED)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.secho("stopped; continue a training with --resume", err=True)

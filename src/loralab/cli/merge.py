@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.listing import listing
 from loralab.cli.merge_inputs import (
     adapter_of,
@@ -18,8 +18,25 @@ from loralab.cli.merge_inputs import (
     keep_trials,
     method_of,
     room_of,
-    tune_of,
     weights_of,
+)
+from loralab.cli.merge_options import (
+    Adapters,
+    Bake,
+    Budget,
+    Energy,
+    Force,
+    Head,
+    MethodName,
+    Out,
+    OutDtype,
+    Pairs,
+    Rank,
+    State,
+    Tune,
+    TuneScale,
+    Weights,
+    Words,
 )
 from loralab.cli.merge_work import progress, tell, tuned_weights, write_and_tell
 from loralab.cli.options import RunsDir
@@ -74,62 +91,6 @@ app = typer.Typer(
     """,
 )
 
-State = Annotated[Path, typer.Argument(help="The folder of a merge.")]
-MethodName = Annotated[str, typer.Option("--method", help="The merge method.")]
-Words = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ADAPTER… [KEY=VALUE…]",
-        help="Adapter folders or runs; key=value of the method.",
-    ),
-]
-Pairs = Annotated[list[str] | None, typer.Argument(help="key=value of the method.")]
-Out = Annotated[Path, typer.Option("--out", help="The folder of the merged adapter.")]
-Rank = Annotated[
-    str,
-    typer.Option(help="exact, or the rank of every module."),
-]
-Energy = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Smallest ranks that keep this share of Σσ²."),
-]
-Budget = Annotated[
-    float | None,
-    typer.Option(min=0, help="Best ranks within this many megabytes (10⁶ bytes)."),
-]
-OutDtype = Annotated[
-    Literal["fp64", "fp32", "bf16", "fp16"] | None,
-    typer.Option("--dtype", help="Of the merged factors; by default the adapters'."),
-]
-Head = Annotated[
-    str | None,
-    typer.Option(help="The task whose head it has; by default one that all have."),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="What each adapter's update is multiplied with before the method, such as "
-        "0.5,0.5,1; `average` still divides by their number."
-    ),
-]
-Bake = Annotated[
-    str | None,
-    typer.Option(
-        help="A base (embedded:NAME, ./folder or org/name): write it with the merged "
-        "update in its weights, not an adapter."
-    ),
-]
-Tune = Annotated[
-    int | None,
-    typer.Option(min=1, help="Try so many weights on the runs' validation rows."),
-]
-TuneScale = Annotated[
-    bool, typer.Option("--tune-scale", help="One weight for all, with --tune.")
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Also other bases, and an adapter twice.")
-]
-
 
 @app.command(SHORT, hidden=True, cls=Methods)
 def adapters(
@@ -146,23 +107,29 @@ def adapters(
     tune: Tune = None,
     tune_scale: TuneScale = False,
     force: Force = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Merge adapters into a plain PEFT adapter; exact, unless a rank option is given.
 
     No state is kept: to add another one later, use init and add.
+
+    With --json an object: folder, room, dtype, scale, bytes, layers, energy, error,
+    relative_error, rounding, relative_rounding, kept, head, heads, left_out, warnings,
+    baked (of --bake), tuning (of --tune).
+
+    Example: loralab merge trec-6 sms-spam --out both --method opcm mode=paper
     """
     from loralab.cli.merge_view import cost
     from loralab.merging.sequential import merge_to_adapter
     from loralab.merging.state.fit import check_fit, opened
 
-    named, chosen = method_of(method, words)
-    room, scales = room_of(rank, energy, budget_mb), weights_of(weights, tune)
-    tune_of(tune, tune_scale)
+    (named, chosen), room = method_of(method, words), room_of(rank, energy, budget_mb)
+    scales = weights_of(weights, tune, tune_scale)
     sources = opened([adapter_of(text, runs_dir) for text in named])
     check_fit(sources, force)
-    tell(cost(chosen, sources))
-    tuned = tuned_weights(chosen, named, tune, tune_scale, runs_dir) if tune else None
+    tell(cost(chosen, sources), quiet=json_output)
+    tuned = tuned_weights(chosen, named, tune, tune_scale, runs_dir, json_output)
     write = partial(
         merge_to_adapter,
         sources=sources,
@@ -171,9 +138,11 @@ def adapters(
         room=room,
         head=head,
     )
-    write_and_tell(write, out, dtype, chosen, base_of(bake, sources, force))
-    if tuned:
-        keep_trials(out, tuned)
+    base = base_of(bake, sources, force)
+    found = write_and_tell(write, out, dtype, chosen, base, json_output)
+    tuning = keep_trials(out, tuned)
+    if json_output:
+        print_json({**found, "tuning": tuning})
 
 
 @app.command("init", cls=Methods)
@@ -186,7 +155,10 @@ def init(
         typer.Option(help="What the algebra is done in, and the sum is stored in."),
     ] = "float64",
 ) -> None:
-    """Make the folder of a merge, without an adapter yet."""
+    """Make the folder of a merge, without an adapter yet.
+
+    Example: loralab merge init many --method opcm
+    """
     from loralab.merging.state.state import MergedState
 
     made = MergedState.begin(state, config_of(method, pairs or []), precision)
@@ -197,7 +169,7 @@ def init(
 @app.command("add")
 def add(
     state: State,
-    adapters: Annotated[list[str], typer.Argument(help="Adapter folders or runs.")],
+    adapters: Adapters,
     name: Annotated[
         str | None, typer.Option(help="What the task is called (of one adapter).")
     ] = None,
@@ -207,7 +179,10 @@ def add(
     force: Force = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Merge one more adapter, or several in their order."""
+    """Merge one more adapter, or several in their order.
+
+    Example: loralab merge add many trec-6 sms-spam
+    """
     from loralab.errors import ConfigError
     from loralab.merging.state.state import MergedState
 
@@ -233,14 +208,22 @@ def export(
     head: Head = None,
     bake: Bake = None,
     force: Force = False,
+    json_output: Json = False,
 ) -> None:
-    """Write what is merged as a plain PEFT adapter; the merge stays as it is."""
+    """Write what is merged as a plain PEFT adapter; the merge stays as it is.
+
+    With --json an object: folder, room, dtype, scale, bytes, layers, energy, error,
+    relative_error, rounding, relative_rounding, kept, head, heads, left_out, warnings,
+    baked (of --bake).
+
+    Example: loralab merge export many --out small --rank 8
+    """
     from loralab.cli.merge_view import cost
     from loralab.merging.state.state import MergedState
 
     room = room_of(rank, energy, budget_mb)
     found = MergedState.open(state)
-    tell(cost(found.method, found.sources))
+    tell(cost(found.method, found.sources), quiet=json_output)
     write = partial(
         found.export,
         rank=room.rank,
@@ -249,12 +232,17 @@ def export(
         head=head,
     )
     base = base_of(bake, found.sources, force)
-    write_and_tell(write, out, dtype, found.method, base)
+    made = write_and_tell(write, out, dtype, found.method, base, quiet=json_output)
+    if json_output:
+        print_json(made)
 
 
 @app.command("undo")
 def undo(state: State) -> None:
-    """Take the last adapter out again; what is left is merged anew."""
+    """Take the last adapter out again; what is left is merged anew.
+
+    Example: loralab merge undo many
+    """
     from loralab.merging.state.state import MergedState
 
     found = MergedState.open(state)
@@ -269,9 +257,15 @@ def log(
     verify: Annotated[
         bool, typer.Option("--verify", help="Merge anew, and compare with the sum.")
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: Json = False,
 ) -> None:
-    """Show all that was done to a merge; every file of it is hashed."""
+    """Show all that was done to a merge; every file of it is hashed.
+
+    With --json a list, of each entry: number, action, adapter, weight, norm, digest,
+    time, version, and more of its files.
+
+    Example: loralab merge log many --verify
+    """
     from rich.table import Table
 
     from loralab.cli import render
@@ -279,10 +273,10 @@ def log(
 
     found = MergedState.open(state)
     if verify:
-        with progress() as on_event:
+        with progress(json_output) as on_event:
             found.verify(on_event)
     if json_output:
-        typer.echo(json.dumps([entry.model_dump(mode="json") for entry in found.log]))
+        print_json([entry.model_dump(mode="json") for entry in found.log])
         return
     table = Table("", "what", "adapter", "weight", "norm", "sha256", "when (UTC)")
     for entry in found.log:
@@ -301,15 +295,21 @@ def log(
 
 @app.command("check")
 def check(
-    adapters: Annotated[list[str], typer.Argument(help="Adapter folders or runs.")],
+    adapters: Adapters,
     figures: Annotated[
         Path | None, typer.Option(help="Write figures into this folder.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: Json = False,
     force: Annotated[bool, typer.Option("--force", help="Also other bases.")] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Compare adapters before they are merged, and say what it means in words."""
+    """Compare adapters before they are merged, and say what it means in words.
+
+    With --json an object: names, tasks, pairs, layers, cuts, removals, verdicts, and
+    what the lines above the verdicts tell.
+
+    Example: loralab merge check trec-6 sms-spam --figures figures
+    """
     from loralab.cli import render
     from loralab.cli.merge_view import drawn, pairs_table, summary, tasks_table
     from loralab.merging.analysis.analyzer import MergingAnalyzer
@@ -320,7 +320,7 @@ def check(
     analysis = MergingAnalyzer(found).report()
     paths = drawn(analysis, figures) if figures else []
     if json_output:
-        typer.echo(json.dumps(analysis.record()))
+        print_json(analysis.record())
         return
     console = render.console()
     console.print(tasks_table(analysis))

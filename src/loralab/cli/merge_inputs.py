@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +48,21 @@ def room_of(rank: str, energy: float | None, megabytes: float | None) -> Room:
     return Room(None if rank == "exact" else int(rank), energy, megabytes)
 
 
-def weights_of(text: str | None, tune: int | None) -> tuple[float, ...]:
-    """Return the numbers of ``0.5,0.5,1``."""
+def weights_of(text: str | None, tune: int | None, one: bool) -> tuple[float, ...]:
+    """Return the numbers of ``0.5,0.5,1``, and refuse what contradicts tuning.
+
+    Args:
+        text: What is given.
+        tune: How many are tried.
+        one: Whether those that are tried are one for all adapters.
+    """
     from loralab.errors import ConfigError
+
+    if one and not tune:
+        raise ConfigError(
+            "--tune-scale is given without --tune",
+            fix="--tune 20 --tune-scale tries 20 weights",
+        )
 
     if text and tune:
         raise ConfigError("--weights are given, and --tune would choose them")
@@ -60,17 +72,6 @@ def weights_of(text: str | None, tune: int | None) -> tuple[float, ...]:
         raise ConfigError(
             f"--weights {text}: not numbers", fix="such as --weights 0.5,0.5,1"
         ) from None
-
-
-def tune_of(tune: int | None, one: bool) -> None:
-    """Refuse a kind of tuning where nothing is tuned."""
-    from loralab.errors import ConfigError
-
-    if one and not tune:
-        raise ConfigError(
-            "--tune-scale is given without --tune",
-            fix="--tune 20 --tune-scale tries 20 weights",
-        )
 
 
 def adapter_of(text: str, runs_dir: Path) -> Path:
@@ -109,8 +110,11 @@ def base_of(
     return folder
 
 
-def keep_trials(folder: Path, tuned: Tuned) -> None:
-    """Write what was tried beside the adapter that came of it."""
+def keep_trials(folder: Path, tuned: Tuned | None) -> dict[str, Any] | None:
+    """Write what was tried, if it was, beside the adapter that came of it."""
     from loralab.runs.files import write_json
 
+    if tuned is None:
+        return None
     write_json(folder / "tuning.json", tuned.record())
+    return tuned.record()

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
+from loralab.cli.completion import named_like
+from loralab.cli.json_output import Json, print_json
+
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="Tell the reasons of this method only.")
+        str | None,
+        typer.Argument(
+            help="Tell the reasons of this method only.",
+            autocompletion=named_like("PEFT method"),
+        ),
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Show which method can merge, stand on a quantized base, adapt images, and so on.
 
     What a method cannot do is refused before training, with the reason that is shown
     here for `loralab methods NAME`.
+
+    With --json an object: each method -> what it might do -> the reason why it cannot,
+    or an empty text.
+
+    Example: loralab methods qa-lora
     """
     from rich.table import Table
 
@@ -30,7 +41,7 @@ def methods(
         registry.get("PEFT method", name)  # an unknown one is told here
         rows = [row for row in rows if row.method.split(" ")[0] == name]
     if json_output:
-        typer.echo(json.dumps({row.method: row.cells() for row in rows}))
+        print_json({row.method: row.cells() for row in rows})
         return
     console = render.console()
     shown = Table(*["method", *WORDS], title="what a PEFT method can do")

@@ -9,24 +9,67 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from loralab.cli.completion import (
+    experiments_like,
+    named_like,
+    overrides_like,
+    runs_like,
+)
+
 RunsDir = Annotated[
-    Path, typer.Option(help="Where runs are.", envvar="LORALAB_RUNS", show_default=True)
+    Path,
+    typer.Option(
+        help="Where runs are.",
+        envvar="LORALAB_RUNS",
+        show_default=True,
+        file_okay=False,
+    ),
+]
+RunName = Annotated[
+    str, typer.Argument(help="A run's path, id or name.", autocompletion=runs_like)
+]
+RunNames = Annotated[
+    list[str],
+    typer.Argument(help="Paths, ids or names of runs.", autocompletion=runs_like),
 ]
 Experiment = Annotated[
     str,
     typer.Argument(
-        help="A preset (see `loralab config list`) or the path of a YAML file."
+        help="A preset (see `loralab config list`) or the path of a YAML file.",
+        autocompletion=experiments_like,
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="group=option or key=value, such as training.seed=1"),
+    typer.Argument(
+        help="group=option or key=value, such as training.seed=1",
+        autocompletion=overrides_like,
+    ),
 ]
 Executor = Annotated[
-    str, typer.Option(help="Where runs are trained; see below for its keys.")
+    str,
+    typer.Option(
+        help="Where runs are trained; see below for its keys.",
+        autocompletion=named_like("executor"),
+    ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(help="Processes, sharing the cores (local, ray).")
+    int | None, typer.Option(min=1, help="Processes, sharing the cores (local, ray).")
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        help="Of a base and rows that are not here: neither hub nor rows are read, and "
+        "every row is taken to be as long as it may be.",
+    ),
+]
+MachineFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML with name, flops_per_second, memory_bytes and source of the machine "
+        "that is meant; implies --offline."
+    ),
 ]
 OF_EXECUTOR = "executor."
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
 
 if TYPE_CHECKING:
     from loralab.reporting.paper.build import Paper
+    from loralab.reporting.paper.references import Resolved
 
 app = typer.Typer(
     help="A paper whose every number is bound to a run: build it, list the numbers.",
@@ -19,7 +21,12 @@ app = typer.Typer(
 )
 
 Root = Annotated[
-    Path, typer.Option(help="The project's root, which sources are named from.")
+    Path,
+    typer.Option(
+        help="The project's root, which sources are named from.",
+        exists=True,
+        file_okay=False,
+    ),
 ]
 
 
@@ -54,6 +61,8 @@ def build(
     A number is {{ STUDY DATA/ARM QUANTITY }}, {{ SOURCE $.path }} or
     {{ runs/ID SPLIT/METRIC adapter }}, a claim {{ claim STUDY DATA/ARM better }}, and
     what no run measured {{ literal 0.05 "why" }}; see docs/how-to/paper.md.
+
+    Example: loralab paper build paper/draft.md --to tex --out build/paper.tex
     """
     from loralab.cli import render
     from loralab.reporting.paper.build import build as make_paper
@@ -87,11 +96,18 @@ def numbers(
     words: Annotated[
         list[str] | None, typer.Argument(help="Show lines with all of these only.")
     ] = None,
-    most: Annotated[int, typer.Option(help="Lines to show.")] = 200,
+    most: Annotated[int, typer.Option(min=1, help="Lines to show.")] = 200,
+    json_output: Json = False,
     root: Root = Path(),
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """List what a paper can refer to, and what it comes to now."""
+    """List what a paper can refer to, and what it comes to now.
+
+    With --json a list, of each number: reference, shown (as a paper has it), values (as
+    the source has them), source (its file), pointers; without a source: the names.
+
+    Example: loralab paper numbers adaptive_rank trec-6/gradient
+    """
     from loralab.cli import render
     from loralab.reporting.paper.catalogue import numbers as all_numbers
     from loralab.reporting.paper.sources import Library
@@ -99,16 +115,29 @@ def numbers(
     library = Library(root, runs_dir)
     console = render.console()
     if source is None:
-        for name in [*library.studies(), *library.runs()]:
+        names = [*library.studies(), *library.runs()]
+        if json_output:
+            print_json(names)
+            return
+        for name in names:
             console.print(name, markup=False, soft_wrap=True)
         return
     found = (
-        (text, shown)
-        for text, shown in all_numbers(library, source)
-        if all(word in text for word in words or [])
+        one
+        for one in all_numbers(library, source)
+        if all(word in one.reference.text for word in words or [])
     )
-    for text, shown in islice(found, most):
-        line = f"{{{{ {text} }}}}  {shown}"
+    if json_output:
+        print_json([_number(one) for one in islice(found, most)])
+        return
+    for one in islice(found, most):
+        line = f"{{{{ {one.reference.text} }}}}  {one.shown}"
         console.print(line, markup=False, soft_wrap=True)
     if next(found, None) is not None:
         console.print(f"… more than {most}: add words, or --most", markup=False)
+
+
+def _number(found: Resolved) -> dict[str, Any]:
+    told = {"reference": found.reference.text, "shown": found.shown}
+    where = {"source": found.source, "pointers": found.pointers}
+    return {**told, "values": found.values, **where}

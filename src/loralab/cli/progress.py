@@ -22,8 +22,8 @@ from loralab.cli import render
 class TrainingProgress:
     """Subscribes to the events of a run and draws them."""
 
-    def __init__(self) -> None:
-        self._console = render.console()
+    def __init__(self, stderr: bool = False) -> None:
+        self._console = render.console(stderr)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._last = ""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loralab.cli.options import RunsDir
+from loralab.cli.completion import named_like
+from loralab.cli.json_output import Json, print_json
+from loralab.cli.options import RunName, RunsDir
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="Where to: see below.", autocompletion=named_like("publishing target")
+    ),
+]
+Params = Annotated[list[str] | None, typer.Argument(help="key=value of the target.")]
 
 
 def publish(
-    run: Annotated[str, typer.Argument(help="A run's path, id or name.")],
-    target: Annotated[str, typer.Argument(help="Where to: see below.")],
-    params: Annotated[
-        list[str] | None, typer.Argument(help="key=value of the target.")
-    ] = None,
+    run: RunName,
+    target: Target,
+    params: Params = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be sent; send nothing.")
     ] = False,
@@ -24,13 +31,18 @@ def publish(
         bool,
         typer.Option("--force", help="Also an artefact without parity certificate."),
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Publish a finished run: files, model card, checksums; verified where it arrives.
 
     A repeat sends only what is not there. Secrets come from the environment only:
     HF_TOKEN, AWS_…, GOOGLE_APPLICATION_CREDENTIALS.
+
+    With --json an object: target, destination, forced, files, and what was sent: time,
+    sent, there; or dry_run.
+
+    Example: loralab publish trec-6 archive path=trec-6.zip --dry-run
     """
     from loralab.cli import render
     from loralab.cli.progress import PublishProgress
@@ -52,7 +64,7 @@ def publish(
     finally:
         progress.close()
     if json_output:
-        typer.echo(json.dumps(receipt))
+        print_json(receipt)
 
 
 def unpack(
@@ -63,6 +75,8 @@ def unpack(
 
     A path that leads out of the folder, a link, a name that stands twice, a wrong
     checksum or size is refused, and nothing of it is kept.
+
+    Example: loralab unpack trec-6.zip unpacked
     """
     from loralab.cli import render
     from loralab.publishing.archive import extract

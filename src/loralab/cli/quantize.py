@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loralab.cli.completion import named_like, run_or_experiment_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
 
 if TYPE_CHECKING:
@@ -18,17 +20,28 @@ What = Annotated[
     str,
     typer.Argument(
         help="A run with an adapter; or an experiment, or a model, whose base alone "
-        "is stored."
+        "is stored.",
+        autocompletion=run_or_experiment_like,
     ),
 ]
 Pairs = Annotated[
     list[str] | None,
     typer.Argument(help="key=value of the format; route.key=value of the route."),
 ]
-To = Annotated[str, typer.Option("--to", help="The storage format.")]
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        help="The storage format.",
+        autocompletion=named_like("storage format"),
+    ),
+]
 Route = Annotated[
     str | None,
-    typer.Option(help="How the adapter gets in; by default what its method allows."),
+    typer.Option(
+        help="How the adapter gets in; by default what its method allows.",
+        autocompletion=named_like("route"),
+    ),
 ]
 On = Annotated[
     str, typer.Option(help="Whose rows a model's certificate is measured on.")
@@ -48,11 +61,17 @@ def quantize(
     force: Annotated[
         bool, typer.Option("--force", help="Make it again; the old one is kept aside.")
     ] = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Store a model in a format, tell what it kept of its adapter, and certify it.
 
     The same call finds its artefact instead of making it again.
+
+    With --json an object: run, path, artefact (size, survival, route), parity (the
+    certificate, or null).
+
+    Example: loralab quantize trec-6 --to onnx-int8
     """
     from loralab.cli import render
     from loralab.cli.progress import TrainingProgress
@@ -63,7 +82,7 @@ def quantize(
     given = pairs or []
     of_route = [p.removeprefix("route.") for p in given if p.startswith("route.")]
     storage = named(StorageConfig, to, [p for p in given if not p.startswith("route.")])
-    progress = TrainingProgress()
+    progress = TrainingProgress(stderr=json_output)
     try:
         run = store(
             _what(what, experiment, runs_dir),
@@ -76,9 +95,11 @@ def quantize(
         )
     finally:
         progress.close()
-    console = render.console()
+    if json_output:
+        print_json(_told(run))
+        return
     for line in lines(run):
-        console.print(line, markup=False, soft_wrap=True)
+        render.console().print(line, markup=False, soft_wrap=True)
 
 
 def _what(text: str, experiment: str, runs_dir: Path) -> Run | ExperimentConfig:
@@ -125,14 +146,27 @@ def lines(run: Run) -> list[str]:
     return [*found, f"run      {run.path}"]
 
 
+def _told(run: Run) -> dict[str, Any]:
+    made = {"artefact": run.read()["artefact"], "parity": _parity(run)}
+    return {"run": run.id, "path": run.path, **made}
+
+
+def _parity(run: Run) -> dict[str, Any] | None:
+    """Return the certificate; None if none was made."""
+    file = run.path / "parity.json"
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
 def _certificate(run: Run) -> list[str]:
     """Return the certificate in lines."""
     from loralab.cli import render
 
-    file = run.path / "parity.json"
-    if not file.is_file():
+    content = _parity(run)
+    if content is None:
         return ["parity   no certificate was made"]
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     word = "passed" if content["passed"] else "NOT PASSED"
     found = [f"parity   {word}, against {content['predecessor']}"]
     rise = content["metrics"]["cross_entropy"]["difference"]

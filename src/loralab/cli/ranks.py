@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loralab.cli.completion import experiments_like, runs_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import Overrides, RunsDir
 
 if TYPE_CHECKING:
@@ -15,42 +16,77 @@ if TYPE_CHECKING:
     from loralab.runs import Run
 
 
+KEPT = 0.9
+"""Share of the energy that is kept where none is named."""
+
+
+Asked = Annotated[
+    str | None,
+    typer.Argument(
+        help="A preset or the path of a YAML file.", autocompletion=experiments_like
+    ),
+]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="A run, whose adapter is looked into.",
+        autocompletion=runs_like,
+    ),
+]
+Keep = Annotated[
+    float | None,
+    typer.Option(help="Share of the energy Σσ² that is kept, with --from: 0.9."),
+]
+Measure = Annotated[
+    bool, typer.Option(help="Measure the truncated adapter, with --from.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Write the truncated adapter here, with --from.")
+]
+Figures = Annotated[Path | None, typer.Option(help="Write figures into this folder.")]
+
+
 def ranks(
-    experiment: Annotated[
-        str | None, typer.Argument(help="A preset or the path of a YAML file.")
-    ] = None,
+    experiment: Asked = None,
     overrides: Overrides = None,
-    source: Annotated[
-        str | None, typer.Option("--from", help="A run, whose adapter is looked into.")
-    ] = None,
-    keep: Annotated[
-        float, typer.Option(help="Share of the energy Σσ² that is kept, with --from.")
-    ] = 0.9,
-    measure: Annotated[
-        bool, typer.Option(help="Measure the truncated adapter, with --from.")
-    ] = True,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the truncated adapter here, with --from.")
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(help="Write figures into this folder.")
-    ] = None,
+    source: From = None,
+    keep: Keep = None,
+    measure: Measure = True,
+    out: Out = None,
+    figures: Figures = None,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Show the ranks that an experiment's strategy gives, layer by module.
 
     With --from RUN: the spectra of a trained adapter, the smallest ranks that keep a
     share of its energy, and the truncated adapter's quality beside the whole one's.
+
+    With --json an object: strategy, ranks, scales, unit, budget, met, parameters,
+    seconds; of a run: autopsy, measured.
+
+    Example: loralab ranks trec-6 peft=gradient-ranks
+
+    Example: loralab ranks --from trec-6 --keep 0.9
     """
+    from loralab.adapters.autopsy import check_empty
     from loralab.errors import ConfigError
 
     if (experiment is None) == (source is None):
         raise ConfigError("name an experiment, or a run with --from")
     if source is None:
+        if out is not None or keep is not None or not measure:
+            raise ConfigError(
+                "--keep, --out and --no-measure look into a trained adapter",
+                fix="name its run with --from",
+            )
         _allocate(str(experiment), overrides or [], figures, json_output)
         return
-    _look_into(source, runs_dir, keep, measure, out, figures, json_output)
+    if out is not None:
+        check_empty(out)
+    share = KEPT if keep is None else keep
+    _look_into(source, runs_dir, share, measure, out, figures, json_output)
 
 
 def _allocate(
@@ -61,15 +97,14 @@ def _allocate(
     from loralab.training.allotted import ranks_of_experiment
 
     config = compose(experiment, overrides)
-    console = render.console()
+    console = render.console(stderr=json_output)
 
     def tell(what: str) -> None:
-        if not json_output:
-            console.print(f"{what} …", markup=False)
+        console.print(f"{what} …", markup=False)
 
     found = ranks_of_experiment(config, tell)
     if json_output:
-        typer.echo(json.dumps(found))
+        print_json(found)
     else:
         _print(console, found)
     if figures:
@@ -83,7 +118,7 @@ def _allocate(
             found["unit"],
             found["parameters"],
         )
-        _told(console, save(drawn, figures, "ranks"), json_output)
+        _told(console, save(drawn, figures, "ranks"))
 
 
 def _print(console: Any, found: dict[str, Any]) -> None:
@@ -140,11 +175,11 @@ def _look_into(
     from loralab.runs import find_run
 
     run = find_run(source, runs_dir)
-    console = render.console()
+    console = render.console(stderr=json_output)
     found = autopsy(run, keep)
     result = evaluate_truncated(run, found) if measure else None
     if json_output:
-        typer.echo(json.dumps({"autopsy": found.as_dict(), "measured": result}))
+        print_json({"autopsy": found.as_dict(), "measured": result})
     else:
         console.print(autopsy_table(found))
         for line in autopsy_lines(found):
@@ -153,9 +188,9 @@ def _look_into(
             console.print(truncation_table(result))
     if out:
         write_truncated(found, out)
-        _told(console, [out], json_output)
+        _told(console, [out])
     if figures:
-        _told(console, _draw(run, found, figures), json_output)
+        _told(console, _draw(run, found, figures))
 
 
 def _draw(run: Run, found: Autopsy, folder: Path) -> list[Path]:
@@ -172,7 +207,6 @@ def _draw(run: Run, found: Autopsy, folder: Path) -> list[Path]:
     return paths
 
 
-def _told(console: Any, paths: list[Path], quiet: bool) -> None:
-    if not quiet:
-        for path in paths:
-            console.print(f"wrote {path}", markup=False, soft_wrap=True)
+def _told(console: Any, paths: list[Path]) -> None:
+    for path in paths:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)

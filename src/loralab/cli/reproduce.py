@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loralab.cli.completion import runs_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
 
 if TYPE_CHECKING:
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 What = Annotated[
-    str, typer.Argument(help="A run's path, id or name, or the folder of a merge.")
+    str,
+    typer.Argument(
+        help="A run's path, id or name, or the folder of a merge.",
+        autocompletion=runs_like,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -37,7 +42,7 @@ def reproduce(
     run: What,
     out: Out = None,
     tolerance: Tolerance = None,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Make a run again from its own directory, and compare the two.
@@ -45,6 +50,11 @@ def reproduce(
     The run is only read. An adapter is trained again, an artefact stored again from the
     run it was made of, a merge replayed from its log. Ends with 0 if all is equal and
     with 1 if something is not; rows or a base that are others now end it at once.
+
+    With --json an object: equal, run, kind, again, tolerance, changes, inputs,
+    compared.
+
+    Example: loralab reproduce trec-6 --out again
     """
     from loralab.cli import render
     from loralab.cli.progress import TrainingProgress
@@ -55,16 +65,15 @@ def reproduce(
     console = render.console(stderr=json_output)
     for line in _beforehand(found):
         console.print(line, markup=False, soft_wrap=True)
-    progress = None if json_output else TrainingProgress()
+    progress = TrainingProgress(stderr=json_output)
     try:
         made = make(
             found, out, tolerance=tolerance, runs_dir=runs_dir, on_event=progress
         )
     finally:
-        if progress:
-            progress.close()
+        progress.close()
     if json_output:
-        typer.echo(json.dumps(made.as_dict()))
+        print_json(made.as_dict())
     else:
         _print(console, made)
     if not made.equal:

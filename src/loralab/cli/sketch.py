@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from loralab.cli.options import RunsDir
+from loralab.cli.options import RunName, RunsDir
 
 
 def sketch(
-    run: Annotated[str, typer.Argument(help="A run's path, id or name.")],
-    rows: Annotated[int, typer.Option(help="Training rows that are read.")] = 256,
-    rank: Annotated[int, typer.Option(help="Directions kept of each layer.")] = 32,
+    run: RunName,
+    rows: Annotated[int, typer.Option(min=1, help="Training rows to read.")] = 256,
+    rank: Annotated[int, typer.Option(min=1, help="Directions of each layer.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Which rows.")] = 0,
     runs_dir: RunsDir = Path("runs"),
@@ -24,6 +24,8 @@ def sketch(
     Rows go through the adapted model once, forward only; the sketch is saved as
     inputs.safetensors beside the adapter. Merging then needs neither rows nor base.
     It holds statistics of training rows, and `loralab publish` leaves it out.
+
+    Example: loralab sketch trec-6 --rows 128
     """
     from loralab.cli import render
     from loralab.cli.progress import TrainingProgress

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loralab.cli.completion import studies_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.listing import listing
-from loralab.cli.options import Executor, RunsDir, Workers, executor_params
+from loralab.cli.options import (
+    Executor,
+    MachineFile,
+    Offline,
+    RunsDir,
+    Workers,
+    executor_params,
+)
 
 if TYPE_CHECKING:
     from loralab.experiments.ledger import Entry
+    from loralab.experiments.noise import Detectable
     from loralab.experiments.study import Study
 
 app = typer.Typer(
@@ -21,30 +31,62 @@ app = typer.Typer(
 )
 
 StudyFile = Annotated[
-    str, typer.Argument(help="study.yaml, or the directory that `run` made.")
+    str,
+    typer.Argument(
+        help="study.yaml, or the directory that `run` made.",
+        autocompletion=studies_like,
+    ),
 ]
 Size = Annotated[str, typer.Option(help="smoke (it runs) or evidence (it proves).")]
 PIECE = 3600
 """Seconds that a study should not take in one go."""
+UNKNOWN = "–"
 
 
 @app.command()
 def plan(
-    study: StudyFile, size: Size = "smoke", runs_dir: RunsDir = Path("runs")
+    study: StudyFile,
+    size: Size = "smoke",
+    offline: Offline = False,
+    machine: MachineFile = None,
+    json_output: Json = False,
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Tell what the study takes and what difference it can see; train nothing."""
+    """Tell what the study takes and what difference it can see; train nothing.
+
+    With --offline, of models of the hub: each arm's memory and disk, and hours with
+    --machine, without network, at most.
+
+    With --json an object: question, size, ledger (of each arm: data, arm, runs, left,
+    seconds, measured, budgets, disk, memory, unknown), power (data, seeds, detectable,
+    of_interest, source).
+
+    Example: loralab study plan studies/aa_floor/study.yaml --size evidence
+    """
     from loralab.cli import render
-    from loralab.experiments.ledger import check_budgets, ledger
+    from loralab.experiments.ledger import check_budgets, ledger, offline_ledger
+    from loralab.experiments.noise import detectable
     from loralab.experiments.study import find_study
+    from loralab.training.estimate import read_machine
 
     found = find_study(study, size, runs_dir)
-    console = render.console()
+    meant = read_machine(machine) if machine else None
+    console = render.console(stderr=json_output)
     console.print(found.config.question, markup=False)
-    power = _power_table(found)
-    entries = ledger(found, tell=_teller(console))
-    console.print(_ledger_table(found, entries))
-    console.print(_total(entries), markup=False)
-    console.print(power)
+    power, tell = detectable(found), _teller(console)
+    if offline or machine:
+        entries = offline_ledger(found, meant, tell)
+    else:
+        entries = ledger(found, tell=tell)
+    if json_output:
+        asked = {"question": found.config.question, "size": found.size}
+        print_json({**asked, "ledger": entries, "power": power})
+    else:
+        console.print(_ledger_table(found, entries))
+        console.print(_total(entries), markup=False)
+        for line in dict.fromkeys(text for e in entries for text in e.unknown):
+            console.print(f"unknown  {line}", markup=False, soft_wrap=True)
+        console.print(_power_table(found, power))
     check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
 
 
@@ -57,23 +99,31 @@ def _ledger_table(study: Study, entries: list[Entry]) -> Any:
 
     from loralab.cli import render
 
-    table = Table(title=f"ledger, {study.size}", title_justify="left")
+    most = ", at most" if any(entry.unknown for entry in entries) else ""
+    table = Table(title=f"ledger, {study.size}{most}", title_justify="left")
     for name in ("data", "arm"):
         table.add_column(name)
-    numbers = ("runs", "left", "steps", "tokens", "trained", "a run", "left, in all")
-    for name in numbers:
+    numbers = ("runs", "left", "steps", "tokens", "trained parameters", "peak memory")
+    for name in (*numbers, "disk, a run", "time, a run", "time left"):
         table.add_column(name, justify="right")
     for entry in entries:
         mark = "" if entry.measured else "~"
-        once = mark + render.duration(entry.seconds or 0)
+        times = (entry.seconds, entry.seconds_left)
+        spent = [entry.budgets.get(n) for n in ("steps", "tokens", "trainable")]
         table.add_row(
             entry.data,
             entry.arm,
             str(entry.runs),
             str(entry.left),
-            *(f"{entry.budgets[n]:,.0f}" for n in ("steps", "tokens", "trainable")),
-            once,
-            mark + render.duration(entry.seconds_left),
+            *(UNKNOWN if one is None else f"{one:,.0f}" for one in spent),
+            *(
+                UNKNOWN if one is None else render.size(one)
+                for one in (entry.memory, entry.disk)
+            ),
+            *(
+                UNKNOWN if entry.seconds is None else mark + render.duration(one or 0)
+                for one in times
+            ),
         )
     return table
 
@@ -82,8 +132,10 @@ def _total(entries: list[Entry]) -> str:
     from loralab.cli import render
 
     left = sum(entry.left for entry in entries)
-    tokens = sum(entry.left * entry.budgets["tokens"] for entry in entries)
-    text = f"{left} runs left, {tokens:,.0f} tokens"
+    text = f"{left} runs left"
+    if all("tokens" in entry.budgets for entry in entries):
+        tokens = sum(entry.left * entry.budgets["tokens"] for entry in entries)
+        text += f", {tokens:,.0f} tokens"
     if all(entry.seconds is not None for entry in entries):
         seconds = sum(entry.seconds_left for entry in entries)
         text += f", {render.duration(seconds)} one after the other"
@@ -95,12 +147,9 @@ def _total(entries: list[Entry]) -> str:
     return text
 
 
-def _power_table(study: Study) -> Any:
+def _power_table(study: Study, rows: list[Detectable]) -> Any:
     from rich.table import Table
 
-    from loralab.experiments.noise import detectable
-
-    rows = detectable(study)
     share = f"{100 * study.config.power:.0f} %"
     table = Table(
         title=f"smallest true difference of {study.config.metric} that is seen in "
@@ -131,20 +180,25 @@ def run(
     workers: Workers = None,
     executor: Executor = "local",
     minutes: Annotated[
-        float | None, typer.Option(help="Begin no run after this long.")
+        float | None, typer.Option(min=0, help="Begin no run after this long.")
     ] = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try failed runs again.")
     ] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Train what is left of the study; goes on where it was stopped."""
+    """Train what is left of the study; goes on where it was stopped.
+
+    Example: loralab study run studies/aa_floor/study.yaml --workers 2 --minutes 60
+    """
     from loralab.cli import render
     from loralab.cli.progress import JobsProgress
     from loralab.experiments.ledger import check_budgets, ledger
     from loralab.experiments.study import find_study
+    from loralab.experiments.sweep import named
 
     of_executor = _of_executor(params or (), workers)
+    named("executor", executor, of_executor)  # a wrong one is told before the ledger
     found = find_study(study, size, runs_dir)
     console = render.console()
     entries = ledger(found, timed=False, tell=_teller(console))
@@ -185,9 +239,18 @@ def _tell_ended(console: Any, found: Study, ended: bool) -> int:
 
 @app.command()
 def analyse(
-    study: StudyFile, size: Size = "smoke", runs_dir: RunsDir = Path("runs")
+    study: StudyFile,
+    size: Size = "smoke",
+    json_output: Json = False,
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Say what the runs show; reads run directories and nothing else."""
+    """Say what the runs show; reads run directories and nothing else.
+
+    With --json an object, the content of analysis.json: study, arms, comparisons,
+    controls, over_tasks, noise, tuning, failed, runs, and what they were made with.
+
+    Example: loralab study analyse studies/aa_floor/study.yaml --size evidence
+    """
     from loralab.cli import render
     from loralab.experiments.analyse import analyse as make_analysis
     from loralab.experiments.report_tables import tables
@@ -195,10 +258,13 @@ def analyse(
 
     found = find_study(study, size, runs_dir)
     analysis = make_analysis(found)
-    console = render.console()
-    for name, table in tables(analysis).items():
-        if name != "runs":
-            console.print(render.report_table(table))
+    console = render.console(stderr=json_output)
+    if json_output:
+        print_json(analysis)
+    else:
+        for name, table in tables(analysis).items():
+            if name != "runs":
+                console.print(render.report_table(table))
     broken = [c["name"] for c in analysis["controls"] if c["held"] is False]
     console.print(f"analysis {found.path / 'analysis.json'}", soft_wrap=True)
     if broken:
@@ -218,6 +284,8 @@ def figures(
     """Draw the figures of an analysis again, as PDF, SVG and PNG; needs no runs.
 
     The same analysis gives the same bytes.
+
+    Example: loralab study figures studies/aa_floor --out figures
     """
     from loralab.cli import render
     from loralab.experiments.report import read_analysis, write_figures
@@ -237,7 +305,10 @@ def report(
     ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Write the analysis, tables, figures and one self-contained HTML page."""
+    """Write the analysis, tables, figures and one self-contained HTML page.
+
+    Example: loralab study report studies/aa_floor/study.yaml --size evidence
+    """
     from loralab.cli import render
     from loralab.experiments.report import write_report
     from loralab.experiments.study import find_study

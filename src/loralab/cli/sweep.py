@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loralab.cli.completion import named_like
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import (
     Executor,
     Experiment,
@@ -29,8 +29,14 @@ Points = Annotated[
         "swept. `seed` is training.seed. executor.key=value is of the executor."
     ),
 ]
-Sampler = Annotated[str, typer.Option(help="grid, random, optuna: which are tried.")]
-Trials = Annotated[int | None, typer.Option(help="How many (random, optuna).")]
+Sampler = Annotated[
+    str,
+    typer.Option(
+        help="grid, random, optuna: which are tried.",
+        autocompletion=named_like("sampler"),
+    ),
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="How many (random, optuna).")]
 Seed = Annotated[int | None, typer.Option(help="Of the points (random, optuna).")]
 Pruner = Annotated[str | None, typer.Option(help="none, median, hyperband (optuna).")]
 Metric = Annotated[str, typer.Option(help="Of validation rows: what is best.")]
@@ -50,13 +56,18 @@ def sweep(
     executor: Executor = "local",
     retry: Retry = False,
     cost: Cost = True,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Train an experiment at many points; each configuration once.
 
     A sweep that was stopped goes on with the same command. A trial that fails is
     written down, and the rest go on; the exit code is then 1.
+
+    With --json a list, of each trial: number, point, status, run, objective, seconds,
+    error, and whether it was pruned.
+
+    Example: loralab sweep trec-6 training.learning_rate=3e-4,1e-3 --workers 2
     """
     from loralab.cli import render
     from loralab.cli.progress import JobsProgress
@@ -76,7 +87,7 @@ def sweep(
     finally:
         progress.close()
     if json_output:
-        typer.echo(json.dumps([asdict(trial) for trial in made.trials]))
+        print_json(made.trials)
     else:
         console.print(_table(made))
         console.print(f"sweep {made.path}", markup=False, soft_wrap=True)

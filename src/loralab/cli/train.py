@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import Experiment, Overrides, RunsDir
 
 
@@ -19,11 +20,16 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Train again; the old run is kept aside.")
     ] = False,
+    json_output: Json = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Train an adapter, evaluate it against its base, and write a run.
 
     The same configuration finds its run instead of training again.
+
+    With --json an object: run, path, adapter, evaluations (by split), training.
+
+    Example: loralab train trec-6 peft.params.rank=4 training.seed=1
     """
     from loralab.cli import render
     from loralab.cli.progress import TrainingProgress
@@ -31,19 +37,24 @@ def train(
     from loralab.training.train import train as run_training
 
     config = compose(experiment, overrides or [])
-    console = render.console()
+    console = render.console(stderr=json_output)
     console.print(f"run {config.run_id}", markup=False)
-    progress = TrainingProgress()
+    progress = TrainingProgress(stderr=json_output)
     try:
         run = run_training(
             config, runs_dir, resume=resume, force=force, on_event=progress
         )
     finally:
         progress.close()
-    for result in run.evaluations().values():
+    found, spent = run.evaluations(), run.read().get("training")
+    if json_output:
+        told = {"run": run.id, "path": run.path, "adapter": run.adapter}
+        print_json({**told, "evaluations": found, "training": spent})
+        return
+    for result in found.values():
         for part in render.evaluation_parts(result):
             console.print(part)
-    if spent := run.read().get("training"):
+    if spent:
         console.print(render.budget(spent), markup=False, soft_wrap=True)
     console.print(
         f"run {run.path}  adapter {run.adapter}", markup=False, soft_wrap=True

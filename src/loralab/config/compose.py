@@ -123,7 +123,12 @@ def _compose_raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
                 why="its values are written into the run, and a secret with them",
             )
         raw = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        UnicodeDecodeError,
+    ) as error:
         raise ConfigError(_first_lines(error), where=path.name) from None
     if not isinstance(raw, dict):
         raise ConfigError("an experiment is a mapping", where=path.name)
@@ -175,6 +180,15 @@ def load_resolved(path: Path) -> ExperimentConfig:
     Raises:
         ConfigError: the file is missing, not YAML, or no longer fits the schema.
     """
+    return validate(read_plain(path), str(path))
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """Return what a ``config.yaml`` says, whether or not it fits the schema of today.
+
+    Raises:
+        ConfigError: the file is missing, or no mapping in YAML.
+    """
     import yaml
 
     try:
@@ -183,4 +197,4 @@ def load_resolved(path: Path) -> ExperimentConfig:
         raise ConfigError(_first_lines(error), where=str(path)) from None
     if not isinstance(raw, dict):
         raise ConfigError("an experiment is a mapping", where=str(path))
-    return validate(raw, str(path))
+    return raw

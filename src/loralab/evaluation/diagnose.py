@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from loralab.config.compose import read_plain
 from loralab.evaluation import diagnose_setup, diagnose_training
 from loralab.evaluation.diagnose_case import Case, Finding
 from loralab.runs import Run
@@ -68,11 +67,12 @@ def diagnose(run: Run) -> Diagnosis:
     """Return whether a run's adapter beat its base, and the causes if not.
 
     Raises:
-        RunError: the directory is no run.
+        RunError: the directory is no run, or a file of it is broken.
+        ConfigError: its configuration cannot be read.
     """
     record = {**run.read(), "status": run.status}
-    text = (run.path / "config.yaml").read_text(encoding="utf-8")
-    case = _case(yaml.safe_load(text), record, run.events(), run.evaluations())
+    config = read_plain(run.path / "config.yaml")
+    case = _case(config, record, run.events(), run.evaluations())
     measured = None
     if case.result:
         result, metric = case.result, case.result["primary"]

@@ -3,7 +3,8 @@
     hours = Σ runs × (steps × tokens a step / rate measured here + evaluation)
 
 A run of the same data and arm that has ended tells its own seconds; before that, the
-rate of this machine is measured on the first arm and taken for the others.
+rate of this machine is measured on the first arm and taken for the others. Offline,
+neither hub nor rows are read, and what they would tell is taken to be at its most.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from loralab.experiments.cells import UNFINISHED, Cell
 from loralab.experiments.objective import check_objective
 from loralab.experiments.readings import BUDGETS, read_cell
 from loralab.experiments.study import Study
-from loralab.training.plan import Plan, plan
+from loralab.training.estimate import Estimate, Machine, estimate, rows_of_a_step
+from loralab.training.plan import plan
 from loralab.training.prepare import plan_of, prepare
 from loralab.training.timing import Rates
 
@@ -42,6 +44,9 @@ class Entry:
         budgets: Trained parameters, tokens, steps and examples of a run, counted on
             the built model.
         disk: Bytes of a run's adapter and checkpoints; None if it was not planned.
+        memory: Bytes at the peak of a run; None likewise. Offline: of a step's tensors.
+        unknown: What is taken for granted, in words, where neither hub nor rows were
+            read; tokens and memory are then at most so much.
     """
 
     data: str
@@ -52,6 +57,8 @@ class Entry:
     measured: bool
     budgets: dict[str, float]
     disk: int | None
+    memory: int | None
+    unknown: tuple[str, ...] = ()
 
     @property
     def seconds_left(self) -> float:
@@ -119,12 +126,13 @@ def ledger(
             seconds = _measured_seconds(study, ended)
             config = study.compose(cells[-1])
             _check(study, config, data, arm)
-            disk: int | None = None
+            disk = memory = None
             if timed:
                 planned = plan(config, timed=seconds is None and rates is None)
-                _refuse_if_too_large(planned, data, arm)
+                _refuse_if_too_large(planned.memory.fits, data, arm)
                 counts, rates = planned.counts, planned.rates or rates
                 disk = planned.adapter_bytes + planned.checkpoint_bytes
+                memory = planned.memory.peak
             else:
                 counts = plan_of(prepare(config, weights=False))
             found.append(
@@ -137,9 +145,61 @@ def ledger(
                     seconds is not None,
                     {name: float(counts[name]) for name in BUDGETS},
                     disk,
+                    memory,
                 )
             )
     return found
+
+
+def offline_ledger(
+    study: Study, machine: Machine | None = None, tell: Tell = lambda _: None
+) -> list[Entry]:
+    """Return what every arm takes, of models and rows that are not here.
+
+    Args:
+        study: The study.
+        machine: The one that is meant; without one, hours are told of arms that have
+            a finished run.
+        tell: Told what is being done.
+
+    Raises:
+        LoralabError: an experiment is wrong, the numbers of a base are not known, or a
+            run does not fit into the machine's memory.
+    """
+    found: list[Entry] = []
+    for data in study.config.choices:
+        for arm in study.config.everything:
+            tell(f"planning {arm} on {data}")
+            cells, ended = _cells(study, data, arm), _ended(study, data, arm)
+            seconds = _measured_seconds(study, ended)
+            config = study.compose(cells[-1])
+            _check(study, config, data, arm)
+            planned = estimate(config, machine)
+            _refuse_if_too_large(planned.fits is not False, data, arm)
+            counts = {"trainable": planned.trained, **_known(config, planned)}
+            found.append(
+                Entry(
+                    data,
+                    arm,
+                    len(cells),
+                    len(cells) - len(ended),
+                    seconds or planned.seconds,
+                    seconds is not None,
+                    {name: float(value) for name, value in counts.items()},
+                    planned.adapter_bytes + planned.checkpoint_bytes,
+                    planned.peak_bytes,
+                    planned.unknown,
+                )
+            )
+    return found
+
+
+def _known(config: ExperimentConfig, planned: Estimate) -> dict[str, int]:
+    """Return steps, tokens and examples; nothing where they hang on unread rows."""
+    if planned.steps is None or planned.tokens is None:
+        return {}
+    examples = planned.steps * rows_of_a_step(config)
+    return {"tokens": planned.tokens, "steps": planned.steps, "examples": examples}
 
 
 def _check(study: Study, config: ExperimentConfig, data: str, arm: str) -> None:
@@ -165,8 +225,8 @@ def _check(study: Study, config: ExperimentConfig, data: str, arm: str) -> None:
         )
 
 
-def _refuse_if_too_large(planned: Plan, data: str, arm: str) -> None:
-    if not planned.memory.fits:
+def _refuse_if_too_large(fits: bool, data: str, arm: str) -> None:
+    if not fits:
         raise EvidenceError(
             f"a run of {arm} on {data} does not fit into memory",
             fix="see `loralab plan` for what would",
@@ -186,14 +246,19 @@ def check_budgets(
 
     Args:
         study: Says which budgets must be equal, and within what.
-        spent: (data, arm) -> budget -> what a run spends.
+        spent: (data, arm) -> budget -> what a run spends; one that is not known is
+            left out.
 
     Raises:
         EvidenceError: they do not; every arm is named with what it spends.
     """
     for data in study.config.choices:
         for name in study.config.budgets:
-            values = {arm: v[name] for (of, arm), v in spent.items() if of == data}
+            values = {
+                arm: v[name]
+                for (of, arm), v in spent.items()
+                if of == data and name in v
+            }
             if not values:
                 continue
             low, high = min(values.values()), max(values.values())

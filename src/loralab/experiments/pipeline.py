@@ -121,7 +121,7 @@ def read_pipeline(name: str) -> PipelineConfig:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         return PipelineConfig.model_validate(content)
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"not YAML: {error}", where=str(file)) from None
     except ValidationError as error:
         raise config_errors(error, content, str(file), PipelineConfig) from None

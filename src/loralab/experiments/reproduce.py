@@ -154,7 +154,7 @@ def find_reproducible(reference: str, runs_dir: Path) -> Run | Path:
     if (folder / STATE).is_file():
         return folder
     run = find_run(reference, runs_dir)
-    kind = run.read()["kind"]
+    kind = str(run.read()["kind"])
     if kind not in ("adapter", "artefact"):
         raise RunError(
             f"a run of kind {kind} is not made again as one",
@@ -167,6 +167,7 @@ def find_reproducible(reference: str, runs_dir: Path) -> Run | Path:
             where=str(run.path),
             fix="finish it: the same `loralab train` with --resume",
         )
+    run.require(kind)
     return run
 
 

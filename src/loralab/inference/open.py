@@ -8,9 +8,11 @@ from pathlib import Path
 from loralab.config import ModelConfig, load_resolved
 from loralab.errors import AdapterError, RunError
 from loralab.inference.artefact import load_artefact
+from loralab.inference.baked import load_baked
 from loralab.inference.load import Loaded, adapter_of, merged_of
 from loralab.lowrank.files import AdapterFolder, Base
 from loralab.lowrank.settings import CONFIG
+from loralab.merging.export.bake import RECORD as BAKED
 from loralab.merging.export.exported import FORMAT_VERSION, RECORD
 from loralab.merging.export.heads import own_head
 from loralab.merging.state.fit import other_base
@@ -74,17 +76,21 @@ def open_reference(
     """Load what a path, an id or a name of a run means, or a published folder.
 
     Args:
-        reference: The text; also the folder of a merged adapter.
+        reference: The text; also the folder of a merged adapter, or of a model with
+            one in its weights.
         runs_dir: Where a name is looked for.
-        head: The task as which a merged adapter answers.
+        head: The task as which a merged adapter, or such a model, answers.
         model_changes: See `open_run`.
 
     Raises:
-        LoralabError: there is no such thing, or see `open_run` and `merged_of`.
+        LoralabError: there is no such thing, or see `open_run`, `merged_of` and
+            `load_baked`.
     """
     folder = Path(reference).expanduser()
     if (folder / RECORD).is_file() and (folder / CONFIG).is_file():
         return merged_of(folder, head, **model_changes)
+    if (folder / BAKED).is_file():
+        return load_baked(folder, head, **model_changes)
     if head is not None:
         raise AdapterError(
             f"no merged adapter, and --head {head} chooses a task of one",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from loralab.adapters.attach import base_only
 from loralab.data.batching import collate, evaluation_order
 from loralab.data.examples import generates
-from loralab.errors import DataError
+from loralab.errors import AdapterError, DataError
 from loralab.inference import generate as writing
 from loralab.inference.load import Loaded
 from loralab.inference.open import open_reference, open_run
@@ -73,7 +73,17 @@ class InferencePipeline:
         return generates(self.task)
 
     def without_adapter(self) -> AbstractContextManager[None]:
-        """Return a context in which the base answers."""
+        """Return a context in which the base answers.
+
+        Raises:
+            AdapterError: a stored or baked model, which has its adapter in its weights.
+        """
+        if not hasattr(self._adapter.model, "disable_adapter"):
+            raise AdapterError(
+                "the adapter is in this model's weights, so its base cannot answer",
+                where=self._adapter.base.path,
+                fix="ask the run that it was made of",
+            )
         context: AbstractContextManager[None] = base_only(self._adapter.model)
         return context
 

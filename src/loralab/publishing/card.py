@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from loralab.config.compose import read_plain
 from loralab.evaluation.intervals import Interval
 from loralab.reporting.renderers import escape_markdown, to_markdown
 from loralab.reporting.tables import Cell, Column, Table
@@ -63,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Return a YAML or JSON mapping; an artefact may lack one."""
     if not path.is_file():
         return {}
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return read_plain(path)
 
 
 def _named(found: Any) -> str:

@@ -122,7 +122,7 @@ def check_publishable(run: Run, force: bool) -> bool:
             fix="finish it first",
         )
     if kind == "adapter":
-        run.require_adapter()
+        _check_adapter(run.require_adapter())
         return False
     reason = _parity_problem(run)
     if reason and not force:
@@ -134,6 +134,23 @@ def check_publishable(run: Run, force: bool) -> bool:
             "--force: the model card then says so",
         )
     return bool(reason)
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuse an adapter that nobody could load.
+
+    Raises:
+        PublishingError: its ``adapter_config.json`` cannot be read.
+    """
+    file = folder / "adapter_config.json"
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PublishingError(
+            "the adapter's configuration cannot be read",
+            where=str(file),
+            why=str(error),
+        ) from None
 
 
 def _parity_problem(run: Run) -> str:

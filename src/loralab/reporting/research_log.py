@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from loralab.config import ExperimentConfig, compose
 from loralab.config.compose import presets
-from loralab.errors import ConfigError, RunError
+from loralab.errors import ConfigError, LoralabError, RunError
 from loralab.evaluation.intervals import Interval
 from loralab.reporting.tables import format_interval
 from loralab.runs import Run, list_runs
@@ -35,13 +35,20 @@ OWN_ROWS = "data.source.params.path=YOURS"
 MARK = re.compile(r"^<!-- run (\S+ \S+) -->$", re.MULTILINE)
 
 
-def add_runs(file: Path, runs_dir: Path, since: date | None = None) -> list[Run]:
+def add_runs(
+    file: Path,
+    runs_dir: Path,
+    since: date | None = None,
+    on_left_out: Callable[[LoralabError], None] = lambda error: None,
+) -> list[Run]:
     """Append an entry with the runs that a log does not name yet.
 
     Args:
         file: The log, made if it is missing; what stands in it stays as it is.
         runs_dir: Where runs are.
         since: Leave out runs that began before this day (UTC).
+        on_left_out: Told of each run whose files cannot be read; the others are added,
+            and it is, too, once it is mended.
 
     Returns:
         The runs that were added, oldest first; without one, nothing is written.
@@ -54,37 +61,38 @@ def add_runs(file: Path, runs_dir: Path, since: date | None = None) -> list[Run]
     # only searched, never written back: bytes of another encoding do not matter
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     known = set(MARK.findall(text))
-    found = [run for run in _ended(runs_dir, since) if _mark(run) not in known]
-    if not found:
+    sections: dict[Run, str] = {}
+    for run in list_runs(runs_dir):
+        try:
+            if _has_ended(run, since) and _mark(run) not in known:
+                sections[run] = _section(run)
+        except LoralabError as error:
+            on_left_out(error)
+    if not sections:
         return []
     parts = [f"## {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"]
-    parts += [_section(run) for run in found]
-    parts += [f"### {name}" for name in ROOM]
+    parts += [*sections.values(), *(f"### {name}" for name in ROOM)]
     before = "\n" if text else f"{TITLE}\n"
     if text and not text.endswith("\n"):
         before = "\n\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as handle:
         handle.write(before + "\n\n".join(parts) + "\n")
-    return found
+    return list(sections)
 
 
-def _ended(runs_dir: Path, since: date | None) -> list[Run]:
-    found = []
-    for run in list_runs(runs_dir):
-        try:
-            content = run.read()
-        except RunError:  # `loralab runs` tells of what is broken
-            continue
-        if content["status"] in ENDED and (
-            since is None or _day(content["started"]) >= since
-        ):
-            found.append(run)
-    return found
+def _has_ended(run: Run, since: date | None) -> bool:
+    content = run.read()
+    if content["status"] not in ENDED:
+        return False
+    return since is None or _began(run, content["started"]) >= since
 
 
-def _day(time: str) -> date:
-    return datetime.fromisoformat(time).date()
+def _began(run: Run, time: str) -> date:
+    try:
+        return datetime.fromisoformat(time).date()
+    except ValueError:
+        raise RunError(f"it began at {time!r}, no time", where=str(run.path)) from None
 
 
 def _mark(run: Run) -> str:

@@ -31,6 +31,10 @@ from loralab.errors import RunError, nearest
 from loralab.runs.files import read_record, write_json, write_text
 
 FORMAT_VERSION = 1
+HEAD = ("kind", "name", "hash", "status", "started")
+"""What every ``run.json`` says, as texts."""
+MEASURED = ("primary", "metrics", "confidence", "measured_rows")
+"""What every ``eval/<split>.json`` says."""
 
 
 def now() -> str:
@@ -99,13 +103,15 @@ class Run:
         Raises:
             RunError: it is missing, broken, or of a later format.
         """
-        return read_record(
-            self.path / "run.json",
-            FORMAT_VERSION,
-            RunError,
-            "not a run: run.json cannot be read",
-            "name the directory that `loralab train` printed",
+        fix = "name the directory that `loralab train` printed"
+        wrong = "not a run: run.json cannot be read"
+        found = read_record(
+            self.path / "run.json", FORMAT_VERSION, RunError, wrong, fix
         )
+        if lacking := [key for key in HEAD if not isinstance(found.get(key), str)]:
+            why = f"it does not say {', '.join(lacking)}"
+            raise RunError(wrong, where=str(self.path), why=why, fix=fix)
+        return found
 
     def update(self, **changes: Any) -> None:
         """Write ``run.json`` again with `changes`, atomically."""
@@ -169,22 +175,51 @@ class Run:
         return folder
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Return the content of every ``eval/<split>.json``, by split."""
-        return {
-            file.stem: json.loads(file.read_text(encoding="utf-8"))
-            for file in sorted((self.path / "eval").glob("*.json"))
-        }
+        """Return the content of every ``eval/<split>.json``, by split.
+
+        Raises:
+            RunError: one is broken.
+        """
+        files = sorted((self.path / "eval").glob("*.json"))
+        return {file.stem: _evaluation(file) for file in files}
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events of ``metrics.jsonl``; a half last line is left out."""
+        """Return the events of ``metrics.jsonl``; a half last line is left out.
+
+        Raises:
+            RunError: it cannot be read.
+        """
         file = self.path / "metrics.jsonl"
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(
+                "the events of this run cannot be read", where=str(file), why=str(error)
+            ) from None
         found = []
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in lines:
             try:
                 found.append(json.loads(line))
             except ValueError:
                 break
         return found
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lacking = [key for key in MEASURED if key not in found]
+        if lacking or found["primary"] not in found["metrics"]:
+            raise ValueError(f"it does not say {', '.join(lacking or ['its metric'])}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        run = file.parent.parent
+        raise RunError(
+            "an evaluation of this run cannot be read",
+            where=str(file),
+            why=str(error),
+            fix=f"measure it again: loralab evaluate {run} --split {file.stem}",
+        ) from None
+    return dict(found)
 
 
 def create(
@@ -232,6 +267,38 @@ def list_runs(runs_dir: Path) -> list[Run]:
     return sorted((Run(f.parent) for f in runs_dir.glob("*/run.json")), key=started)
 
 
+NO_RUNS = {
+    "trainer_state.json": (
+        "a checkpoint",
+        "it is resumed from, and does not answer",
+        "name the folder of its run",
+    ),
+    "bake.json": (
+        "a model with merged adapters in its weights",
+        "rows and metrics are of the runs that trained them; a merge has none",
+        "loralab infer FOLDER --head TASK answers with it; else it is a model like its "
+        "base: model.path=FOLDER, and `hf upload ORG/NAME FOLDER` publishes it",
+    ),
+    "adapter_config.json": (
+        "an adapter alone",
+        "rows, metrics and base are of the run that trained it; a merged adapter has "
+        "none of its own",
+        "loralab infer FOLDER --head TASK answers with a merged adapter, loralab "
+        "evaluate RUN --merged FOLDER measures it, loralab merge … --bake BASE writes "
+        "a model of it; the folder itself is plain PEFT, and `hf upload ORG/NAME "
+        "FOLDER` publishes it",
+    ),
+    "state.json": (
+        "the folder of a merge, adapters and log",
+        "it is what others are added to, not what answers",
+        "loralab merge export FOLDER --out DIR writes the merged adapter, which "
+        "loralab infer, evaluate RUN --merged and `hf upload ORG/NAME DIR` take",
+    ),
+}
+"""Folders that are no runs, by a file of theirs: what they are, why that is something
+else, and what to do with them."""
+
+
 def find_run(reference: str, runs_dir: Path) -> Run:
     """Return the run of a path, an id, or a name that only one run has.
 
@@ -250,16 +317,11 @@ def find_run(reference: str, runs_dir: Path) -> Run:
     if named:
         ids = ", ".join(run.id for run in named)
         raise RunError(f"several runs are called {reference!r}", fix=f"name one: {ids}")
-    if (path / "adapter_config.json").is_file():
-        raise RunError(
-            f"{path}: an adapter alone, and this takes a run",
-            why="rows, metrics and base are of the run that trained it; a merged "
-            "adapter has none of its own",
-            fix="loralab infer FOLDER --head TASK answers with a merged adapter, "
-            "loralab evaluate RUN --merged FOLDER measures it, loralab merge … --bake "
-            "BASE writes a model of it; the folder itself is plain PEFT",
-        )
-    if path.is_dir():
+    for file, (what, why, fix) in NO_RUNS.items():
+        if reference and (path / file).is_file():
+            what = f"{path}: {what}, and this takes a run"
+            raise RunError(what, why=why, fix=fix.replace("FOLDER", str(path)))
+    if reference and path.is_dir():
         Run(path).read()  # says why it is not one
     hint = nearest(reference, [run.id for run in known]) if known else "there are none"
     raise RunError(

@@ -108,7 +108,7 @@ def read_machine(file: Path) -> Machine:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         return Machine.model_validate(content)
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"not YAML: {error}", where=str(file)) from None
     except ValidationError as error:
         raise config_errors(error, content, str(file), Machine) from None
@@ -128,7 +128,7 @@ def estimate(config: ExperimentConfig, machine: Machine | None = None) -> Estima
     training, facts = config.training, base.facts
     length = _longest(config, base)
     steps = _steps(config)
-    rows = _rows_of_a_step(config)
+    rows = rows_of_a_step(config)
     tokens = steps * rows * length if steps is not None else None
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     trained = 4 * whole.trainable
@@ -207,11 +207,12 @@ def _steps(config: ExperimentConfig) -> int | None:
     rows = config.data.max_rows.train
     if rows is None:
         return None
-    per_epoch = -(-rows // _rows_of_a_step(config))
+    per_epoch = -(-rows // rows_of_a_step(config))
     return int(-(-training.num_train_epochs * per_epoch // 1))
 
 
-def _rows_of_a_step(config: ExperimentConfig) -> int:
+def rows_of_a_step(config: ExperimentConfig) -> int:
+    """Return the rows of an optimizer's step, those of all processes."""
     training = config.training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     return rows * training.parallel.processes

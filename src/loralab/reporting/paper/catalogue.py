@@ -10,7 +10,7 @@ from loralab.errors import PaperError
 from loralab.reporting.paper.draft import Reference
 from loralab.reporting.paper.numbers import is_estimate
 from loralab.reporting.paper.path import as_text
-from loralab.reporting.paper.references import resolve
+from loralab.reporting.paper.references import Resolved, resolve
 from loralab.reporting.paper.sources import ANALYSIS, RUN, Library, Source
 
 MOST_KEYS = 3
@@ -19,7 +19,7 @@ ROUND = 5
 """Characters of a float that somebody chose, such as 0.005."""
 
 
-def numbers(library: Library, name: str) -> Iterator[tuple[str, str]]:
+def numbers(library: Library, name: str) -> Iterator[Resolved]:
     """Yield every reference to a source's numbers and what it comes to.
 
     Args:
@@ -37,38 +37,36 @@ def numbers(library: Library, name: str) -> Iterator[tuple[str, str]]:
         yield from _short(library, source)
     for path, signed in _paths(source.document, "$"):
         text = f"{name} {path}{' signed' if signed else ''}"
-        if shown := _shown(library, text):
-            yield text, shown
+        yield from _come_to(library, text)
 
 
-def _of_run(library: Library, name: str) -> Iterator[tuple[str, str]]:
+def _of_run(library: Library, name: str) -> Iterator[Resolved]:
     folder = library.runs_dir / name.removeprefix("runs/")
     splits = sorted(file.stem for file in (folder / "eval").glob("*.json"))
     for split in splits or ["test"]:  # the error says what is missing
         for metric in library.run(name, split).document["metrics"]:
             for quantity in RUN:
                 text = f"{name} {split}/{metric} {quantity}"
-                if shown := _shown(library, text):
-                    yield text, shown
+                yield from _come_to(library, text)
 
 
-def _short(library: Library, source: Source) -> Iterator[tuple[str, str]]:
+def _short(library: Library, source: Source) -> Iterator[Resolved]:
     for data, arm in source.addresses:
         for quantity in ANALYSIS:
-            text = f"{source.name} {data}/{arm} {quantity}"
-            if shown := _shown(library, text):
-                yield text, shown
+            yield from _come_to(library, f"{source.name} {data}/{arm} {quantity}")
 
 
-def _shown(library: Library, text: str) -> str:
-    """Return what a reference comes to; empty where it comes to nothing."""
+def _come_to(library: Library, text: str) -> Iterator[Resolved]:
+    """Yield what a reference comes to, if it does to anything."""
     from loralab.reporting.paper.draft import read
 
     reference: Reference = read(f"{{{{ {text} }}}}").references[0]
     try:
-        return resolve(library, reference, {}).shown
+        found = resolve(library, reference, {})
     except PaperError:
-        return ""
+        return
+    if found.shown:
+        yield found
 
 
 def _paths(node: Any, path: str) -> Iterator[tuple[str, bool]]:

@@ -22,8 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loralab.errors import PaperError, nearest
+from loralab.errors import PaperError, RunError, nearest
 from loralab.reporting.paper.path import Hit, find
+from loralab.runs import Run
 from loralab.runs.files import sha256_file
 
 STUDY_FILES = "analysis.json", "results.json"
@@ -202,11 +203,28 @@ class Library:
                 f"{name} cannot be read", why=str(error), fix="name a JSON file"
             ) from None
         shown = below(file, self.root)
-        beside = file.parent.parent / "run.json"
-        record = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
+        record = _record(file.parent.parent)
         source = Source(name, shown, sha256_file(file), document, record)
         self._read[file.resolve()] = source
         return source
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return the ``run.json`` of a run's folder; empty where it is none.
+
+    Raises:
+        PaperError: it cannot be read, so nothing says what the numbers are of.
+    """
+    if not (folder / "run.json").is_file():
+        return {}
+    try:
+        return Run(folder).read()
+    except RunError as error:
+        raise PaperError(
+            f"the run.json of {folder.name} cannot be read",
+            why=error.why,
+            fix="train it again: the same configuration makes the same name",
+        ) from None
 
 
 def below(file: Path, root: Path) -> str:

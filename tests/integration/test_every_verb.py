@@ -1,0 +1,341 @@
+"""Every verb is held to one form; they are found in the app, so a new one is, too.
+
+A new verb needs a row in `WRONG`, and in `RIGHT` or, if it prints no table, `NO_TABLE`.
+"""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+
+from loralab.cli.main import app
+from loralab.config import compose
+from loralab.runs.files import write_json
+from tests.cli import loralab
+from tests.merge_folders import adapter
+from tests.published import INTERVAL, adapter_run
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "studies" / "aa_floor" / "study.yaml"
+HUB = """
+question: Does a higher rank pay on a model that is not here?
+experiment: instruction-tuning
+overrides: [data.source.params.path=no-such.jsonl, model.path=microsoft/phi-2]
+arms: {rank-8: [peft.params.rank=8], rank-16: [peft.params.rank=16]}
+baseline: rank-8
+budgets: [steps, tokens]
+smallest_difference: 0.02
+sizes: {smoke: {seeds: 2, overrides: [training.max_steps=3]}, evidence: {seeds: 3}}
+"""
+
+
+def walk(command, name=()):
+    """Yield the words of each verb, and the verb."""
+    if not hasattr(command, "commands"):
+        yield " ".join(name), command
+        return
+    for word, one in command.commands.items():
+        yield from walk(one, name if one.hidden else (*name, word))
+
+
+VERBS = dict(walk(typer.main.get_command(app)))
+NO_TABLE = {
+    *("config show", "config schema", "data fetch", "log", "merge add", "merge init"),
+    *("merge undo", "paper build", "sketch", "study figures", "study report"),
+    *("study run", "unpack"),
+}
+"""Verbs that print lines, or a document of their own."""
+
+# verb -> what it is called with, in `here`, to print JSON
+RIGHT = {
+    "compare": "spam",
+    "config list": "model",
+    "data list": "",
+    "doctor": "spam",
+    "merge": "one two --out out --method average",
+    "merge check": "one two",
+    "merge export": "many --out small --rank 1",
+    "merge log": "many --verify",
+    "methods": "lora",
+    "paper numbers": f"aa_floor sms-spam --root {ROOT}",
+    "plan": "trec-6 --offline",
+    "publish": "spam archive path=spam.zip --dry-run",
+    "ranks": "--from spam --no-measure --out cut",
+    "runs": "--status complete",
+    "study plan": "hub.yaml --offline",
+}
+NEEDS_MODELS = {
+    *("data show", "evaluate", "infer", "pipeline", "quantize", "reproduce"),
+    *("study analyse", "sweep", "train"),
+}
+"""Their --json is run where models are: `test_json_of_verbs_that_run_models`."""
+
+# verb -> [what is wrong, what the error says]
+WRONG = {
+    "compare": ["nothing", "no run 'nothing'"],
+    "config list": ["modle", "nearest: model"],
+    "config schema": ["extra", "extra"],
+    "config show": ["trec-6 training.sed=1", "nearest: seed"],
+    "data fetch": ["trec-7", "nearest: trec-6"],
+    "data list": ["extra", "extra"],
+    "data show": ["binary.yaml", "utf-8"],
+    "doctor": ["broken", "an evaluation of this run cannot be read"],
+    "evaluate": ["spam --split tset", "tset"],
+    "infer": ["spam hello --file lines.txt", "not both"],
+    "log": ["log.md --runs-dir lines.txt", "lines.txt"],
+    "merge": ["one two --out full --method average", "not replaced"],
+    "merge add": ["empty one", "not a merge state"],
+    "merge check": ["one empty", "adapter_config.json"],
+    "merge export": ["one --out x", "not a merge state"],
+    "merge init": ["full --method average", "is not empty"],
+    "merge log": ["empty", "not a merge state"],
+    "merge undo": ["many-and-more", "not a merge state"],
+    "methods": ["lorra", "nearest: lora"],
+    "paper build": ["binary.yaml", "the draft cannot be read"],
+    "paper numbers": ["runs/broken", "cannot be read"],
+    "pipeline": ["binary.yaml", "utf-8"],
+    "plan": ["trec-6 --machine binary.yaml", "utf-8"],
+    "publish": ["many archive path=x.zip", "loralab merge export many"],
+    "quantize": ["spam --to nf5", "nearest: nf4"],
+    "ranks": ["--from spam --out full", "not replaced"],
+    "reproduce": ["no-adapter", "has no adapter yet"],
+    "runs": ["--runs-dir nowhere", "no such directory"],
+    "sketch": ["spam --rows 0", "--rows"],
+    "study analyse": ["binary.yaml", "cannot be read as a study"],
+    "study figures": ["empty", "no analysis of a study"],
+    "study plan": ["hub.yaml --offline --size big", "smoke, evidence"],
+    "study report": ["empty", "cannot be read as a study"],
+    "study run": ["hub.yaml --executor locl", "nearest: local"],
+    "sweep": ["trec-6 seed=1,2 --workers 0", "--workers"],
+    "train": ["binary.yaml", "utf-8"],
+    "unpack": ["lines.txt out", "lines.txt"],
+}
+
+
+def run_of(folder, rows=None):
+    """Return a run whose adapter is a plain LoRA; its figures are a fixture's."""
+    run = adapter_run(folder)
+    shutil.rmtree(run.adapter)
+    adapter(run.adapter, seed=3)
+    base = {**run.read()["base"], "parameters": 99}
+    spent = {"seconds": 1.5, "tokens_per_second": 2.0, "steps": 3, "step_seconds": 1.0}
+    run.update(
+        base=base,
+        training={**spent, "tokens": 9, "loss": 0.5},
+        plan={"trainable": 9, "total": 99, "rows": {"train": 9}, "steps": 3},
+        adapter_bytes=9,
+        numerics={"dtype": "fp32", "device": "cpu"},
+        peak_memory_bytes=9,
+        resumes=[],
+    )
+    result = run.evaluations()["test"]
+    gap = {"value": 0.1, "low": -0.1, "high": 0.3}
+    result["metrics"]["accuracy"]["difference"] = gap
+    write_json(run.path / "eval" / "test.json", result)
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with runs, adapters, a merge, a study, and what is broken."""
+    folder = tmp_path_factory.mktemp("made")
+    run = run_of(folder / "runs")
+    for name, part in (("broken", "eval/test.json"), ("no-adapter", "adapter")):
+        other = folder / "runs" / f"{name}-0123456789"
+        shutil.copytree(run.path, other)
+        if name == "broken":
+            (other / part).write_text("{", encoding="utf-8")
+        else:
+            shutil.rmtree(other / part)
+    for seed, name in enumerate(("one", "two")):
+        adapter(folder / name, seed)
+    (folder / "empty").mkdir()
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.md").write_text("years of work", encoding="utf-8")
+    (folder / "lines.txt").write_text("a line\n", encoding="utf-8")
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (folder / "hub.yaml").write_text(HUB, encoding="utf-8")
+    assert loralab("merge", "init", folder / "many", "--method", "average").code == 0
+    assert loralab("merge", "add", folder / "many", folder / "one").code == 0
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "here"
+
+
+def content(folder):
+    files = (file for file in folder.rglob("*") if file.name != ".lock")
+    return {file: file.read_bytes() if file.is_file() else None for file in files}
+
+
+def told_keys(verb):
+    """Return the words of what a verb's help says of its JSON."""
+    found = re.search(r"With --json (.*?)\n\n", VERBS[verb].help + "\n\n", re.S)
+    return set(re.findall(r"\w+", found[1])) if found else set()
+
+
+def test_every_verb_is_in_the_matrix():
+    assert set(WRONG) == set(VERBS)
+    tables = [set(RIGHT), NEEDS_MODELS, NO_TABLE]
+    assert set.union(*tables) == set(VERBS)
+    assert sum(map(len, tables)) == len(VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - NO_TABLE))
+def test_a_table_is_also_json_and_the_help_says_its_keys(verb):
+    assert "--json" in {opt for one in VERBS[verb].params for opt in one.opts}
+    assert told_keys(verb)
+
+
+@pytest.mark.parametrize("verb", sorted(RIGHT))
+def test_json_is_all_that_stands_on_stdout(here, verb):
+    done = loralab(*verb.split(), *shlex.split(RIGHT[verb]), "--json")
+    assert done.code in (0, 1), done.err
+    found = json.loads(done.out, parse_constant=pytest.fail)  # no NaN
+    assert "\n" not in done.out.strip()
+    if verb != "methods":  # its keys are the methods
+        first = found[0] if isinstance(found, list) else found
+        assert first
+        assert set(first) <= told_keys(verb)
+
+
+def test_figures_are_not_rounded_in_json(here):
+    shown = loralab("runs").out
+    (run, *_) = json.loads(loralab("runs", "--json").out)
+    assert run["metric"] == {"name": "accuracy", **INTERVAL}
+    assert "accuracy 0.500 [0.250, 0.750]" in shown
+    assert "left out: " in loralab("runs", "--json").err  # the broken one
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_a_wrong_input_is_one_error_and_nothing_is_written(here, verb):
+    words, fragment = WRONG[verb]
+    before = content(here)
+    done = loralab(*verb.split(), *shlex.split(words))
+    assert done.code == 2, done.out + done.err
+    assert fragment in " ".join(done.err.split()), done.err
+    assert "Traceback" not in done.err
+    assert content(here) == before
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_an_option_that_there_is_not_ends_with_2(here, verb):
+    done = loralab(*verb.split(), "--no-such-option")
+    assert done.code == 2
+    assert "--no-such-option" in done.err
+    assert not done.out
+
+
+def parsed(command, name, words):
+    """Return the context of a command line, as the command itself parses it."""
+    context = command.make_context(name, list(words))
+    if not hasattr(command, "commands"):
+        return context
+    rest = [*context._protected_args, *context.args]
+    name, one, rest = command.resolve_command(context, rest)
+    return parsed(one, name, rest)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_the_help_has_an_example_that_parses(verb):
+    found = re.findall(r"^Example: loralab (.*(?:\n\S.*)*)", VERBS[verb].help, re.M)
+    assert found
+    for example in found:
+        words = shlex.split(" ".join(example.split()))
+        context = parsed(typer.main.get_command(app), "loralab", words)
+        assert context.command is VERBS[verb]
+        experiment = context.params.get("experiment")
+        if experiment and verb not in ("sweep", "quantize"):
+            compose(experiment, context.params.get("overrides") or ())
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_is_shown(verb):
+    done = loralab(*verb.split(), *(["--out"] if verb == "merge" else []), "--help")
+    assert done.code == 0
+    assert "Example:" in done.out
+
+
+def test_the_ledger_of_a_hub_model_is_told_offline(here):
+    done = loralab("study", "plan", "hub.yaml", "--offline", "--json")
+    eight, sixteen = json.loads(done.out)["ledger"]
+    assert sixteen["budgets"]["trainable"] == 2 * eight["budgets"]["trainable"]
+    assert eight["memory"] > 2 * 2.7e9  # phi-2 in bf16, and then some
+    assert eight["disk"] > 0
+    assert eight["seconds"] is None
+    assert any("hours" in text for text in eight["unknown"])
+    (here / "gpu.yaml").write_text(
+        "{name: a GPU, flops_per_second: 1.0e14, memory_bytes: 8.0e10, source: a guess}"
+    )
+    timed = loralab("study", "plan", "hub.yaml", "--machine", "gpu.yaml")
+    assert timed.code == 0, timed.err
+    assert "~0:0" in timed.out
+    assert "at most" in timed.out
+    (here / "small.yaml").write_text(
+        "{name: small, flops_per_second: 1.0e12, memory_bytes: 1.0e9, source: a guess}"
+    )
+    small = loralab("study", "plan", "hub.yaml", "--machine", "small.yaml")
+    assert small.code == 2
+    assert "does not fit into memory" in small.err
+
+
+def test_a_study_without_a_number_of_steps_says_what_is_not_known(here):
+    text = HUB.replace("overrides: [training.max_steps=3]", "overrides: []")
+    (here / "open.yaml").write_text(text, encoding="utf-8")
+    done = loralab("study", "plan", "open.yaml", "--offline")
+    assert done.code == 0, done.err
+    assert "set training.max_steps" in done.out
+
+
+def completed(words, begun, monkeypatch):
+    """Return what bash is told for a line whose last word is `begun`."""
+    line = " ".join(["loralab", *words, begun])
+    monkeypatch.setenv("_LORALAB_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(words) + 1))
+    found = loralab()
+    monkeypatch.delenv("_LORALAB_COMPLETE")
+    return found.out.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "wanted"),
+    [
+        (["train"], "tre", "trec-6"),
+        (["train", "trec-6"], "pe", "peft="),
+        (["train", "trec-6"], "peft=ada", "peft=adalora"),
+        (["infer"], "sp", "spam-"),
+        (["evaluate"], "sp", "spam-"),
+        (["quantize", "x", "--to"], "nf", "nf4"),
+        (["publish", "x"], "arc", "archive"),
+        (["merge", "init", "x", "--method"], "op", "opcm"),
+        (["sweep", "trec-6", "--sampler"], "op", "optuna"),
+        (["study", "run", "x", "--executor"], "sl", "slurm"),
+        (["pipeline"], "mini", "minilm-four-stage"),
+        (["methods"], "qa", "qa-lora"),
+        (["config", "list"], "mod", "model"),
+        (["stu"], "", None),
+    ],
+)
+def test_the_shell_completes(here, monkeypatch, words, begun, wanted):
+    found = completed(words, begun, monkeypatch)
+    if wanted is None:
+        assert found == []
+    else:
+        assert any(one.startswith(wanted) for one in found), found
+
+
+def test_completion_is_shown_for_a_shell(monkeypatch):
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    done = loralab("--show-completion", "bash")
+    assert done.code == 0
+    assert "_LORALAB_COMPLETE=complete_bash" in done.out
