@@ -182,6 +182,24 @@ def test_a_merge_is_baked_into_its_base(here):
     assert left == {"one", "two", "add", "base", "out", "baked"}
 
 
+def test_a_baked_model_answers_as_its_adapter_did(minilm_run, here):
+    words = ["--out", "baked", "--method", "average", "--bake", "embedded:minilm"]
+    done(minilm_run.path, *words)
+    text = "Who wrote Hamlet?"
+    own = loralab("infer", minilm_run.path, text, "--json")
+    baked = loralab("infer", "baked", text, "--json")
+    assert baked.code == 0, baked.err
+    first, second = (json.loads(one.out)["adapter"] for one in (own, baked))
+    assert second["label"] == first["label"]
+    assert second["probabilities"] == pytest.approx(first["probabilities"], abs=1e-4)
+    base_too = loralab("infer", "baked", text, "--with-base")
+    assert base_too.code == 2
+    assert "its base cannot answer" in base_too.err
+    sent = loralab("publish", "baked", "archive", "path=x.zip")
+    assert sent.code == 2
+    assert "hf upload ORG/NAME baked" in sent.err
+
+
 def test_another_base_is_not_baked_into(here):
     base(here / "base")
     note = {"base": {"path": "org/base", "fingerprint": "a" * 64}}

@@ -51,7 +51,8 @@ def project(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "studies" / STUDY, tmp_path / "studies" / STUDY)
     run = tmp_path / "runs" / RUN
     environment = {"git_commit": "0" * 40}
-    head = {"format": 1, "name": "trec-6", "hash": "0123456789"}
+    head = {"format": 1, "name": "trec-6", "hash": "0123456789", "kind": "adapter"}
+    head |= {"status": "complete", "started": "2026-01-01T00:00:00+00:00"}
     write_json(run / "run.json", {**head, "environment": environment})
     accuracy = {"adapter": {"value": 0.5, "low": 0.4, "high": 0.6}}
     content = {"better": {"accuracy": "higher"}, "metrics": {"accuracy": accuracy}}
@@ -300,3 +301,10 @@ def test_our_own_paper_becomes_a_pdf_and_latex(tmp_path, monkeypatch):
     )
     assert done.code == 0, done.err
     assert r"\begin{figure}" in (tmp_path / "made/paper.tex").read_text("utf-8")
+
+
+def test_a_broken_record_beside_a_run_s_numbers_is_told_with_its_line(project):
+    (project / "runs" / RUN / "run.json").write_text("{", encoding="utf-8")
+    said = refused("--to", "tex")
+    assert f"the run.json of {RUN} cannot be read" in said
+    assert "paper/draft.md:" in said

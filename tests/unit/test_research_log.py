@@ -128,3 +128,22 @@ def test_the_verb_adds_and_says_so(kept, tmp_path):
     assert wrong.code == 2
     assert "no such directory" in wrong.err
     assert loralab("log", file, *runs_dir, "--since", "yesterday").code == 2
+
+
+@pytest.mark.parametrize("part", ["config.yaml", "eval/test.json", "run.json"])
+def test_a_run_that_cannot_be_read_is_told_and_the_others_are_added(
+    kept, tmp_path, part
+):
+    broken = shutil.copytree(kept.path, kept.path.with_name("broken-0123456789"))
+    Run(broken).update(started="2026-01-01T00:00:00+00:00")
+    whole = (broken / part).read_text(encoding="utf-8")
+    (broken / part).write_text("{", encoding="utf-8")
+    words = ("log", tmp_path / "log.md", "--runs-dir", kept.path.parent)
+    out = loralab(*words)
+    assert out.code == 0, out.err
+    assert f"added    {kept.id}" in out.out
+    assert "left out: " in out.err
+    assert broken.name in out.err
+    assert broken.name not in (tmp_path / "log.md").read_text(encoding="utf-8")
+    (broken / part).write_text(whole, encoding="utf-8")
+    assert f"added    {broken.name}" in loralab(*words).out  # once it is mended

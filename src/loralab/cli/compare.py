@@ -36,7 +36,8 @@ def compare(
 ) -> None:
     """Compare runs: quality, size, how they were made; speed and answers if asked.
 
-    With --json an object: format, confidence, split, records, paired, speed, answers.
+    With --json an object: records (of each run), paired; latency and footprint
+    with --latency, answers with --prompts.
 
     Example: loralab compare trec-6 trec-6-onnx-int8 --latency --out comparison
     """

@@ -102,7 +102,7 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Run the command line; a user's mistake ends with one message and exit code 2."""
     try:
-        app()
+        app(prog_name="loralab")  # what completion is installed for
     except LoralabError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)

@@ -261,8 +261,8 @@ def log(
 ) -> None:
     """Show all that was done to a merge; every file of it is hashed.
 
-    With --json a list, of each entry: number, action, adapter, weight, norm, digest,
-    time, version, and more of its files.
+    With --json a list, of each entry: number, action, adapter, digest, weight, norm,
+    files (name -> sha256), merged (the sum's file), time, version, previous (sha256).
 
     Example: loralab merge log many --verify
     """
@@ -305,8 +305,8 @@ def check(
 ) -> None:
     """Compare adapters before they are merged, and say what it means in words.
 
-    With --json an object: names, tasks, pairs, layers, cuts, removals, verdicts, and
-    what the lines above the verdicts tell.
+    With --json an object: names, tasks, pairs, layers, total_rank, sum_rank, cuts,
+    removals, similarity, suggested_threshold, imbalance, verdicts.
 
     Example: loralab merge check trec-6 sms-spam --figures figures
     """
