@@ -323,7 +323,7 @@ def test_missing_text_file(damaged):
 
 
 def test_unknown_split(damaged):
-    assert_refused(loralab("evaluate", damaged, "--split", "dev"), "no dev rows")
+    assert_refused(loralab("evaluate", damaged, "--split", "dev"), "'dev' is not one of")
 
 
 def test_comparison_with_an_unfinished_run(damaged):

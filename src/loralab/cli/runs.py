@@ -42,13 +42,13 @@ def runs(
     from loralab.errors import LoralabError, RunError
     from loralab.runs import list_runs
 
+    wanted = [_filter(text) for text in filters or []]
     if not runs_dir.is_dir():
         raise RunError(
             "no such directory",
             where=str(runs_dir),
             fix="train a run, or set --runs-dir",
         )
-    wanted = [_filter(text) for text in filters or []]
     plain = {"name": name, "status": status, "task": task}
     found = []
     for run in list_runs(runs_dir):
