@@ -225,7 +225,8 @@ def test_an_unknown_reference_says_what_is_known(text, said):
 
 
 def test_all_that_is_listed_can_be_written():
-    listed = list(numbers(LIBRARY, "adaptive_rank_smollm2"))
+    found = numbers(LIBRARY, "adaptive_rank_smollm2")
+    listed = [(one.reference.text, one.shown) for one in found]
     assert ("adaptive_rank_smollm2 chatterbot/gradient seeds", "3") in listed
     assert len(listed) > 100
     for text, value in listed[::17]:
