@@ -323,7 +323,9 @@ def test_missing_text_file(damaged):
 
 
 def test_unknown_split(damaged):
-    assert_refused(loralab("evaluate", damaged, "--split", "dev"), "'dev' is not one of")
+    assert_refused(
+        loralab("evaluate", damaged, "--split", "dev"), "'dev' is not one of"
+    )
 
 
 def test_comparison_with_an_unfinished_run(damaged):

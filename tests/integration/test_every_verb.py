@@ -234,7 +234,7 @@ def test_json_of_verbs_that_read_a_trained_run(minilm_run, verb):
 @pytest.mark.parametrize("verb", sorted(MINUTES))
 def test_json_of_verbs_that_run_for_minutes(minilm_run, tmp_path, verb):
     if verb == "study analyse":
-        arms = "{a: [training.seed=1], b: [peft.params.rank=4]}"
+        arms = "{a: [peft.params.rank=8], b: [peft.params.rank=4]}"
         text = HUB.replace("text-classification", "trec-6")
         text = text.partition("overrides:")[0] + f"overrides: {json.dumps(CLASSIFY)}\n"
         text += f"arms: {arms}\nbaseline: a\nbudgets: []\n"

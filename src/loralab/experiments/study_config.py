@@ -225,7 +225,9 @@ def read_study(path: str | Path) -> StudyConfig:
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError("a study is a mapping", where=str(path))
-    raw.setdefault("name", file.stem if file.stem != "study" else file.parent.name)
+    raw.setdefault(
+        "name", file.stem if file.stem != "study" else file.resolve().parent.name
+    )
     try:
         return StudyConfig.model_validate(raw)
     except ValidationError as error:
