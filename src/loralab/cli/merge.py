@@ -69,11 +69,12 @@ class Short(TyperGroup):
 
         names = ", ".join(registry.names("merge method"))
         self.epilog = (
-            f"Methods: {names}.\n\nWhere to begin (README says what was measured): "
-            "iso-c at exact rank; regmean where the runs have sketches (loralab "
-            "sketch); c-task-arithmetic norm=mean, a sum of the right size, for a "
-            "small --rank; opcm for one task after another.\n\nloralab merge --method "
-            "NAME --help tells the options of the short form and the keys of a method."
+            f"Methods: {names}.\n\nWhere to begin (docs/guide/merge.md says what was "
+            "measured): iso-c at exact rank; regmean where the runs have sketches "
+            "(loralab sketch); c-task-arithmetic norm=mean, a sum of the right size, "
+            "for a small --rank; opcm for one task after another.\n\nloralab merge "
+            "--method NAME --help tells the options of the short form and the keys of "
+            "a method."
         )
         super().format_help(ctx, formatter)
 
