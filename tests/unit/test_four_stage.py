@@ -19,10 +19,6 @@ from studies.four_stage.plan import (
 from loralab import registry
 from loralab.config import RouteConfig
 
-COMMITTED = pytest.mark.skipif(
-    not measure.RESULTS.is_file(), reason="the evidence was not measured yet"
-)
-
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_piece_is_one_of_its_own_and_stands_on_a_training(size):
@@ -92,7 +88,6 @@ def test_the_speed_of_smollm2_is_that_of_the_committed_benchmark():
     assert table.rows[0][3].value == first
 
 
-@COMMITTED
 def test_the_committed_page_and_figures_are_those_of_the_results(tmp_path):
     found = json.loads(measure.RESULTS.read_text(encoding="utf-8"))
     page.write(found, tmp_path)
@@ -103,7 +98,6 @@ def test_the_committed_page_and_figures_are_those_of_the_results(tmp_path):
         assert committed.read_bytes() == file.read_bytes(), file.name
 
 
-@COMMITTED
 def test_the_committed_results_are_of_the_whole_plan():
     found = json.loads(measure.RESULTS.read_text(encoding="utf-8"))
     assert found["size"] == measure.PRIMARY
