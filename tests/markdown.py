@@ -28,7 +28,7 @@ from loralab.experiments.space import grid, read_space
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(
-    r"(?:^.*`(?P<file>[\w./-]+)`:\n\n)?"
+    r"(?:`(?P<file>[\w./-]+)`:\n\n)?"
     r"(?:^<!-- checked only: (?P<why>.+?) -->\n)?"
     r"^(?P<fence>`{3,})(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=fence)$",
     re.M | re.S,

@@ -200,3 +200,27 @@ def test_the_picture_is_of_the_demo():
     found = re.findall(r"\S+ \[.*?\]", gains)
     assert len(found) == 2
     assert all(gain in shown for gain in found)
+
+
+def test_the_table_of_decoding_is_that_of_the_benchmark():
+    found = results("benchmarks/results/decoding.json")
+    page = (ROOT / "docs/guide/quantize-and-deploy.md").read_text(encoding="utf-8")
+    assert found["prompt_tokens"] == 128 and found["new_tokens"] == 64
+    assert "prompts of 128 tokens, 64 new ones" in page
+
+    def rate(batch, form, what):
+        return found["batches"][batch][form][f"{what}_tokens_per_second"]["value"]
+
+    for form in found["bytes"]:
+        name = form.replace("onnx int4 g", "`onnx-int4`, blocks of ")
+        name = name.replace("onnx fp32", "ONNX Runtime fp32")
+        if f"| {name} |" not in page:
+            continue
+        line = (
+            f"| {name} | {found['bytes'][form]['measured'] / 1e6:.0f} "
+            f"| {rate('batch 1', form, 'prefill'):,.0f} "
+            f"| {rate('batch 1', form, 'decode'):.0f} "
+            f"| {rate('batch 8', form, 'decode'):.0f} |"
+        )
+        assert line in page
+    assert page.count("| `onnx-int4`, blocks of") == 2
