@@ -76,11 +76,11 @@ def test_cost_is_known_without_a_model(run, monkeypatch):
     assert cost.memory_bytes == 8 * 13 * sum(widths)
 
 
-@pytest.mark.parametrize(("option", "said"), [("--rows", "rows"), ("--rank", "rank")])
-def test_nothing_to_sketch_is_refused(run, option, said):
+@pytest.mark.parametrize("option", ["--rows", "--rank"])
+def test_nothing_to_sketch_is_refused(run, option):
     outcome = loralab("sketch", run.path, option, 0)
     assert outcome.code == 2
-    assert f"{said} is 0" in outcome.err
+    assert option in outcome.err
     assert "Traceback" not in outcome.err
 
 

@@ -510,7 +510,16 @@ def test_a_pattern_is_of_one_module_even_if_another_ends_alike():
 def write_run(folder, model):
     model.save_pretrained(folder / "adapter")
     (folder / "run.json").write_text(
-        json.dumps({"format": 1, "kind": "adapter", "status": "complete"})
+        json.dumps(
+            {
+                "format": 1,
+                "kind": "adapter",
+                "status": "complete",
+                "name": "trained",
+                "hash": "0123456789",
+                "started": "2026-01-01T00:00:00+00:00",
+            }
+        )
     )
     return str(folder)
 
