@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 import logging
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -110,12 +111,16 @@ class Params(Strict):
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered thing: the object, the schema of its params, and its facts."""
+    """A registered thing: the object, the schema of its params, and its facts.
+
+    `module` is where it was registered; the object itself may be another package's.
+    """
 
     name: str
     target: Any
     schema: type[Params]
     facts: dict[str, Any]
+    module: str
 
 
 @dataclass(frozen=True)
@@ -157,11 +162,12 @@ def register(
     """
     if kind not in PACKAGES:
         raise ConfigError(f"no such kind: {kind!r}", fix=nearest(kind, PACKAGES))
+    module = str(sys._getframe(1).f_globals["__name__"])  # whoever calls this
 
     def keep(target: T) -> T:
         _check_contract(kind, name, schema, facts, target)
-        _check_free(kind, name, target.__module__)
-        _entries[kind, name] = Entry(name, target, schema, facts)
+        _check_free(kind, name, module)
+        _entries[kind, name] = Entry(name, target, schema, facts, module)
         return target
 
     return keep
@@ -203,7 +209,7 @@ def _check_contract(
 def _check_free(kind: str, name: str, module: str) -> None:
     """Refuse a name that another package has; its own may register it anew."""
     before = _entries.get((kind, name))
-    claims = [Claim(before.target.__module__)] if before else []
+    claims = [Claim(before.module)] if before else []
     claims += _claims(kind).get(name, ())
     owner = Claim(module).owner
     other = next((claim for claim in claims if claim.owner != owner), None)

@@ -173,7 +173,7 @@ def plug_in(tmp_path, monkeypatch):
         registry._points.cache_clear()
         registry._claims.cache_clear()
         for key in set(registry._entries) - before:
-            if not registry._entries[key].target.__module__.startswith("loralab."):
+            if not registry._entries[key].module.startswith("loralab."):
                 del registry._entries[key]
 
     def install(source, group, name="theirs", package="their-package"):
@@ -219,6 +219,14 @@ def test_the_same_package_unbroken_is_found(group, plug_in):
     plug_in("from loralab.adapters.abilities import Abilities\n" + source, group)
     assert "theirs" in registry.names(kind)
     assert registry.get(kind, "theirs").target.__name__ == "theirs"
+
+
+def test_a_package_registers_a_function_of_another(plug_in):
+    source = (
+        "import json, loralab\nloralab.register('merge method', 'theirs')(json.dump)"
+    )
+    plug_in(source, "merge_method")
+    assert registry.get("merge method", "theirs").target is json.dump
 
 
 def test_a_name_that_two_packages_have_is_refused_and_no_other(plug_in):

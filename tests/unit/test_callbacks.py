@@ -314,7 +314,9 @@ def test_the_first_callback_is_closed_when_the_second_cannot_be_made(monkeypatch
         raise ValueError("no")
 
     for name, make in (("memory", lambda params, run: first), ("tensorboard", second)):
-        known["callback", name] = registry.Entry(name, make, registry.Params, {})
+        known["callback", name] = registry.Entry(
+            name, make, registry.Params, {}, __name__
+        )
     chosen = [SimpleNamespace(name=n, params={}) for n in ("memory", "tensorboard")]
     with pytest.raises(ValueError, match="no"), opened(chosen, None, None):
         pass

@@ -282,7 +282,7 @@ def test_only_formats_that_are_trained_on_are_taken():
 
 def test_a_format_that_is_only_written_is_no_base(monkeypatch):
     own = {"engine": "torch", "heads": ()}
-    entry = registry.Entry("gguf-like", None, registry.Params, own)
+    entry = registry.Entry("gguf-like", None, registry.Params, own, __name__)
     monkeypatch.setitem(registry._entries, ("storage format", "gguf-like"), entry)
     with pytest.raises(ValueError, match="gguf-like is not trained on; choose from"):
         ModelConfig(path="./x", storage="gguf-like")
