@@ -80,7 +80,6 @@ def infer(
 
     Example: loralab infer both --head trec-6 "How far is the Moon?"
     """
-    from loralab.cli.progress import RowsProgress
     from loralab.inference.pipeline import InferencePipeline
 
     _check(embeddings, with_base or json_output)
@@ -96,12 +95,7 @@ def infer(
     if pipeline.generates and len(inputs) == 1 and not (json_output or with_base):
         _stream(pipeline.stream(inputs[0], **options))
         return
-    with RowsProgress() as progress:
-        options["progress"] = progress
-        answers = {"adapter": pipeline(inputs, **options)}
-        if with_base:
-            with pipeline.without_adapter():
-                answers["base"] = pipeline(inputs, **options)
+    answers = _answers(pipeline, inputs, with_base, options)
     for number, given in enumerate(inputs):
         said = {arm: found[number] for arm, found in answers.items()}
         _print(given, said, len(inputs) > 1 or with_base, json_output)
@@ -119,6 +113,25 @@ def _check(embeddings: Path | None, answers: bool) -> None:
         )
     if embeddings.suffix != ".npy":
         raise DataError("embeddings are written as .npy", where=str(embeddings))
+
+
+def _answers(
+    pipeline: InferencePipeline,
+    inputs: list[Any],
+    with_base: bool,
+    options: dict[str, Any],
+) -> dict[str, list[Any]]:
+    """Return the answers to all inputs, by arm."""
+    from loralab.cli.progress import RowsProgress
+
+    # refused before the adapter has answered, where there is no base
+    base = pipeline.without_adapter() if with_base else None
+    with RowsProgress() as progress:
+        found = {"adapter": pipeline(inputs, progress=progress, **options)}
+        if base:
+            with base:
+                found["base"] = pipeline(inputs, progress=progress, **options)
+    return found
 
 
 def _stream(pieces: Iterator[str]) -> None:

@@ -129,6 +129,7 @@ def adapters(
     scales = weights_of(weights, tune, tune_scale)
     sources = opened([adapter_of(text, runs_dir) for text in named])
     check_fit(sources, force)
+    base = base_of(bake, sources, force)
     tell(cost(chosen, sources), quiet=json_output)
     tuned = tuned_weights(chosen, named, tune, tune_scale, runs_dir, json_output)
     write = partial(
@@ -139,7 +140,6 @@ def adapters(
         room=room,
         head=head,
     )
-    base = base_of(bake, sources, force)
     found = write_and_tell(write, out, dtype, chosen, base, json_output)
     tuning = keep_trials(out, tuned)
     if json_output:
@@ -224,6 +224,7 @@ def export(
 
     room = room_of(rank, energy, budget_mb)
     found = MergedState.open(state)
+    base = base_of(bake, found.sources, force)
     tell(cost(found.method, found.sources), quiet=json_output)
     write = partial(
         found.export,
@@ -232,7 +233,6 @@ def export(
         budget_mb=room.megabytes,
         head=head,
     )
-    base = base_of(bake, found.sources, force)
     made = write_and_tell(write, out, dtype, found.method, base, quiet=json_output)
     if json_output:
         print_json(made)
