@@ -266,6 +266,21 @@ def test_figures_are_not_rounded_in_json(here):
     assert "left out: " in loralab("runs", "--json").err  # the broken one
 
 
+def test_numbers_that_are_left_out_of_json_are_told(here):
+    words = ("paper", "numbers", "aa_floor", "--root", ROOT, "--json", "--most", 2)
+    done = loralab(*words)
+    assert len(json.loads(done.out)) == 2
+    assert "more than 2" in done.err
+
+
+def test_a_base_to_bake_into_is_looked_for_before_anything_is_computed(here):
+    words = ("one", "two", "--out", "out", "--method", "average", "--bake", "./none")
+    done = loralab("merge", *words)
+    assert done.code == 2 and "none" in done.err
+    assert not done.out
+    assert not (here / "out").exists()
+
+
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_a_wrong_input_is_one_error_and_nothing_is_written(here, verb):
     words, fragment = WRONG[verb]

@@ -71,12 +71,12 @@ def build(
     style = Style(to, template, engine, citations)
     style.check()
     console = render.console()
-    console.print(f"reading {draft} …", markup=False, soft_wrap=True)
+    console.print(f"reading {draft} …", soft_wrap=True)
     paper = make_paper(draft, root, runs_dir, update=update)
-    console.print(_said(paper), markup=False, soft_wrap=True)
+    console.print(_said(paper), soft_wrap=True)
     made = make(paper, out or draft.with_suffix(TARGETS[to]), style)
     for path in made:
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        console.print(f"wrote {path}", soft_wrap=True)
 
 
 def _said(paper: Paper) -> str:
@@ -113,28 +113,29 @@ def numbers(
     from loralab.reporting.paper.sources import Library
 
     library = Library(root, runs_dir)
-    console = render.console()
+    console = render.console(stderr=json_output)
     if source is None:
         names = [*library.studies(), *library.runs()]
         if json_output:
             print_json(names)
             return
         for name in names:
-            console.print(name, markup=False, soft_wrap=True)
+            console.print(name, soft_wrap=True)
         return
     found = (
         one
         for one in all_numbers(library, source)
         if all(word in one.reference.text for word in words or [])
     )
+    shown = list(islice(found, most))
     if json_output:
-        print_json([_number(one) for one in islice(found, most)])
-        return
-    for one in islice(found, most):
-        line = f"{{{{ {one.reference.text} }}}}  {one.shown}"
-        console.print(line, markup=False, soft_wrap=True)
+        print_json([_number(one) for one in shown])
+    else:
+        for one in shown:
+            line = f"{{{{ {one.reference.text} }}}}  {one.shown}"
+            console.print(line, soft_wrap=True)
     if next(found, None) is not None:
-        console.print(f"… more than {most}: add words, or --most", markup=False)
+        console.print(f"… more than {most}: add words, or --most")
 
 
 def _number(found: Resolved) -> dict[str, Any]:
