@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from loralab.cli.json_output import Json, print_json
-from loralab.cli.options import RunNames, RunsDir
+from loralab.cli.options import RunNames, RunsDir, Split
 
 Prompts = Annotated[
     Path | None, typer.Option(help="Ask every run this: one input a line.")
@@ -21,7 +21,7 @@ Out = Annotated[
 
 def compare(
     runs: RunNames,
-    split: Annotated[str, typer.Option(help="Which rows.")] = "test",
+    split: Split = "test",
     quality: Annotated[
         bool, typer.Option("--quality", help="Evaluate first what was not evaluated.")
     ] = False,
@@ -50,7 +50,7 @@ def compare(
 
     def tell(what: str, done: int, of: int) -> None:
         if progress.is_terminal:
-            progress.print(f"{what}: {done} of {of}", markup=False)
+            progress.print(f"{what}: {done} of {of}")
 
     evaluator = ModelEvaluator(split, tell)
     for run in chosen:
@@ -94,14 +94,13 @@ def show(found: dict[str, Any], split: str = "test") -> None:
     console.print(_table(found["records"], split))
     cautions = {one["caution"] for one in found["records"] if one["caution"]}
     for text in sorted(cautions):
-        console.print(f"caution: {text}", markup=False)
+        console.print(f"caution: {text}")
     for pair in found["paired"]:
         gap = render.interval(pair, sign=True)
         says = render.verdict(pair["better"], pair)
         console.print(
             f"{pair['second']} − {pair['first']}, same rows: {pair['metric']} {gap} "
             f"({says})",
-            markup=False,
         )
     for made in (speed(found), memory(found), answers(found)):
         if made:

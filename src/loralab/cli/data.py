@@ -117,7 +117,7 @@ def show(
     console = render.console()
     console.print(f"{read:,} rows read, fingerprint {fingerprint[:12]}")
     for line in notes:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     console.print(_sizes(encoded, listed))
     if (pixels := encoded["train"].pixels) is not None:
         (height, width), patch = pixels.processing.size, pixels.processing.patch
@@ -125,7 +125,7 @@ def show(
     if "label" in rows.splits["train"].column_names:
         console.print(_balance(listed))
     for origin, text in shown:
-        console.print(f"\n{origin}", style="dim", markup=False)
+        console.print(f"\n{origin}", style="dim")
         console.print(text, soft_wrap=True)
 
 

@@ -56,7 +56,7 @@ def _machine(runs_dir: Path, json_output: bool) -> None:
     if json_output:
         print_json(found)
     else:
-        render.console().print(_machine_table(found))
+        render.console().print(_machine_table(found), markup=True)
         if missing:
             wanted = " ".join(f'"{one}"' for one in missing)
             typer.echo(f"missing, or in an untested version: pip install {wanted}")
@@ -219,7 +219,7 @@ def _print_diagnosis(name: str, found: Diagnosis) -> None:
             f"{render.interval(one['difference'], sign=True)} "
             f"({one['rows']:,} {one['split']} rows)"
         )
-    console.print(head, markup=False, soft_wrap=True)
+    console.print(head, soft_wrap=True)
     if not found.findings:
         if found.verdict != "better":
             console.print("none of the usual causes was seen in the run's files")
@@ -231,4 +231,4 @@ def _print_diagnosis(name: str, found: Diagnosis) -> None:
         mark = f"[{STYLES[finding.severity]}]{finding.severity}[/]"
         table.add_row(mark, finding.kind, _plain(finding.evidence))
         table.add_row("", "", f"[green]→[/] {_plain(finding.fix)}")
-    console.print(table)
+    console.print(table, markup=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loralab.cli.json_output import Json, print_json
-from loralab.cli.options import RunNames, RunsDir
+from loralab.cli.options import RunNames, RunsDir, Split
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from loralab.runs import Run
 
 Result = dict[str, Any]
-Split = Annotated[
-    Literal["train", "validation", "test"], typer.Option(help="Which rows.")
-]
 
 
 def evaluate(
@@ -83,12 +80,12 @@ def _one(
     for part in render.evaluation_parts(result):
         console.print(part)
     if caution := found.read().get("data", {}).get("caution"):
-        console.print(f"caution: {caution}", markup=False)
+        console.print(f"caution: {caution}")
     if merged and (own := _own(found, result)):
         text = f"the run's own adapter: {result['primary']} {render.interval(own)}"
-        console.print(text, markup=False)
+        console.print(text)
     written = _file(found, split, merged)
-    console.print(f"written: {written}", markup=False, soft_wrap=True)
+    console.print(f"written: {written}", soft_wrap=True)
     return result
 
 

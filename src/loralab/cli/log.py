@@ -42,7 +42,7 @@ def log(
     found = add_runs(file, runs_dir, since.date() if since else None, left_out)
     console = render.console()
     for run in found:
-        console.print(f"added    {run.id}", markup=False)
+        console.print(f"added    {run.id}")
     word = "run" if len(found) == 1 else "runs"
     told = f"{len(found)} {word} added" if found else "no run is new"
-    console.print(f"{told}: {file}", markup=False, soft_wrap=True)
+    console.print(f"{told}: {file}", soft_wrap=True)

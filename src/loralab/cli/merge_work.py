@@ -117,4 +117,4 @@ def tell(*lines: str, quiet: bool = False) -> None:
 
     console = render.console(stderr=quiet)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

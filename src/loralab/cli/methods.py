@@ -50,10 +50,10 @@ def methods(
         shown.add_row(row.method, *marks)
     console.print(shown)
     if name is None:
-        console.print("reasons: loralab methods NAME", markup=False)
+        console.print("reasons: loralab methods NAME")
         return
     for row in rows:
         for need, reason in row.cells().items():
             if reason:
                 line = f"{row.method} cannot {WORDS[need]}: {reason}"
-                console.print(line, markup=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -70,6 +70,9 @@ MachineFile = Annotated[
         help="YAML with name, flops_per_second, memory_bytes and source of the machine "
         "that is meant; implies --offline."
     ),
+]
+Split = Annotated[
+    Literal["train", "validation", "test"], typer.Option(help="Which rows.")
 ]
 OF_EXECUTOR = "executor."
 

@@ -46,7 +46,7 @@ def pipeline(
     progress = TrainingProgress(stderr=json_output)
     stem = Path(name).stem
     made = CompleteTrainingPipeline(config, stem, runs_dir, on_event=progress)
-    console.print(f"pipeline {made.path}", markup=False)
+    console.print(f"pipeline {made.path}")
     try:
         found = made.run()
     finally:
@@ -58,6 +58,6 @@ def pipeline(
     show(found)
     spent = made.timer.seconds.items()
     took = ", ".join(f"{stage} {render.duration(took)}" for stage, took in spent)
-    console.print(f"took     {took}", markup=False, soft_wrap=True)
+    console.print(f"took     {took}", soft_wrap=True)
     page: Any = made.path / "comparison.html"
-    console.print(f"page     {page}", markup=False, soft_wrap=True)
+    console.print(f"page     {page}", soft_wrap=True)

@@ -49,7 +49,7 @@ def plan(
         return
 
     def tell(what: str) -> None:
-        console.print(f"{what} …", markup=False)
+        console.print(f"{what} …")
 
     found = make_plan(config, timed=timed, tell=tell)
     if json_output:
@@ -70,10 +70,10 @@ def _estimate(
     if json_output:
         print_json({"run": config.run_id, **asdict(found)})
     else:
-        console.print(f"run {config.run_id}", markup=False)
+        console.print(f"run {config.run_id}")
         console.print(_estimate_table(found))
         for line in found.unknown:
-            console.print(f"unknown  {line}", markup=False, soft_wrap=True)
+            console.print(f"unknown  {line}", soft_wrap=True)
     if found.fits is False:
         raise typer.Exit(1)
 
@@ -112,9 +112,9 @@ def _estimate_table(found: Estimate) -> Any:
 def _print(console: Any, run_id: str, found: Plan) -> None:
     from loralab.cli.progress import plan_lines
 
-    console.print(f"run {run_id}", markup=False)
+    console.print(f"run {run_id}")
     for line in plan_lines(found.counts):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     console.print(_modules_table(found))
     console.print(_cost_table(found))
     console.print(_rooms_table(found))

@@ -42,7 +42,7 @@ class TrainingProgress:
             self._bar = None
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _on_preparing(self, event: dict[str, Any]) -> None:
         self._print(f"{event['what']} …")
@@ -170,7 +170,7 @@ class JobsProgress:
             self._live.update(self._view())
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _on_stage(self, event: dict[str, Any]) -> None:
         self._total, self._left, self._ended = event["total"], event["left"], 0
@@ -261,7 +261,7 @@ class PublishProgress:
         getattr(self, f"_on_{event['event']}")(event)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _on_publishing(self, event: dict[str, Any]) -> None:
         files = event["files"]

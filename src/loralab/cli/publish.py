@@ -84,4 +84,4 @@ def unpack(
     manifest = extract(archive, folder)
     total = render.size(sum(entry.bytes for entry in manifest.files.values()))
     said = f"{manifest.run}: {len(manifest.files)} files, {total}, checked, in {folder}"
-    render.console().print(said, markup=False, soft_wrap=True)
+    render.console().print(said, soft_wrap=True)

@@ -99,7 +99,7 @@ def quantize(
         print_json(_told(run))
         return
     for line in lines(run):
-        render.console().print(line, markup=False, soft_wrap=True)
+        render.console().print(line, soft_wrap=True)
 
 
 def _what(text: str, experiment: str, runs_dir: Path) -> Run | ExperimentConfig:

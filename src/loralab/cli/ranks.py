@@ -100,7 +100,7 @@ def _allocate(
     console = render.console(stderr=json_output)
 
     def tell(what: str) -> None:
-        console.print(f"{what} …", markup=False)
+        console.print(f"{what} …")
 
     found = ranks_of_experiment(config, tell)
     if json_output:
@@ -144,7 +144,7 @@ def _print(console: Any, found: dict[str, Any]) -> None:
         f"scale    alpha / rank is {scales}",
         f"cost     {found['seconds']:.1f} s",
     ):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _cell(rank: int | None) -> str:
@@ -183,7 +183,7 @@ def _look_into(
     else:
         console.print(autopsy_table(found))
         for line in autopsy_lines(found):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         if result:
             console.print(truncation_table(result))
     if out:
@@ -209,4 +209,4 @@ def _draw(run: Run, found: Autopsy, folder: Path) -> list[Path]:
 
 def _told(console: Any, paths: list[Path]) -> None:
     for path in paths:
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        console.print(f"wrote {path}", soft_wrap=True)

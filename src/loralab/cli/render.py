@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 
 def console(stderr: bool = False) -> Console:
-    """Return the console; wide enough for a table when output goes to a file."""
-    found = Console(highlight=False, emoji=False, stderr=stderr)
+    """Return the console; wide enough for a table when output goes to a file.
+
+    Brackets are shown as they are: ``[q_proj]`` is a value here, and no markup.
+    """
+    plain: dict[str, Any] = {"highlight": False, "emoji": False, "markup": False}
+    found = Console(stderr=stderr, **plain)
     if found.is_terminal:
         return found
-    return Console(highlight=False, emoji=False, width=160, stderr=stderr)
+    return Console(width=160, stderr=stderr, **plain)
 
 
 def log_to_stderr(level: str) -> Callable[[], None]:
@@ -48,13 +52,11 @@ def log_to_stderr(level: str) -> Callable[[], None]:
 
 def size(count: float) -> str:
     """Return bytes in a unit that reads well (powers of ten)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return (
-                f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
-            )
+    for unit, digits in (("B", 0), ("kB", 0), ("MB", 1)):
+        if round(count, digits) < 1000:
+            return f"{count:.{digits}f} {unit}"
         count /= 1000
-    return ""
+    return f"{count:.1f} GB"
 
 
 def duration(seconds: float) -> str:
@@ -80,8 +82,11 @@ def interval(found: Mapping[str, float] | None, sign: bool = False) -> str:
     """Return ``0.912 [0.88, 0.94]``, with a sign for differences."""
     if found is None:
         return "–"
-    form = "+.3f" if sign else ".3f"
-    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+    from loralab.reporting.tables import format_number
+
+    numbers = (found["value"], found["low"], found["high"])
+    value, low, high = (format_number(float(n), 3, signed=sign) for n in numbers)
+    return f"{value} [{low}, {high}]"
 
 
 def verdict(better: str, difference: Mapping[str, float]) -> str:

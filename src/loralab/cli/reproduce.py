@@ -64,7 +64,7 @@ def reproduce(
     found = find_reproducible(run, runs_dir)
     console = render.console(stderr=json_output)
     for line in _beforehand(found):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     progress = TrainingProgress(stderr=json_output)
     try:
         made = make(
@@ -106,11 +106,11 @@ def _print(console: Any, made: Reproduction) -> None:
         table.add_row(one.what, *cells)
     console.print(table)
     way = f"within {made.tolerance:g}" if made.tolerance else "bit for bit"
-    console.print(f"{'equal' if made.equal else 'NOT EQUAL'}, {way}", markup=False)
+    console.print(f"{'equal' if made.equal else 'NOT EQUAL'}, {way}")
     for line in _why(made):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if made.again:
-        console.print(f"run      {made.again}", markup=False, soft_wrap=True)
+        console.print(f"run      {made.again}", soft_wrap=True)
 
 
 def _why(made: Reproduction) -> list[str]:

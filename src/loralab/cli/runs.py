@@ -66,7 +66,7 @@ def runs(
     if found:
         console.print(_table(found))
     else:
-        console.print(f"no such run in {runs_dir}", markup=False)
+        console.print(f"no such run in {runs_dir}")
 
 
 def _row(run: Run) -> dict[str, Any]:

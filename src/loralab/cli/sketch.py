@@ -37,7 +37,7 @@ def sketch(
 
     def tell(*lines: str) -> None:
         for line in lines:
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
     cost = sketch_cost(found, rows, rank)
     tell(

@@ -72,7 +72,7 @@ def plan(
     found = find_study(study, size, runs_dir)
     meant = read_machine(machine) if machine else None
     console = render.console(stderr=json_output)
-    console.print(found.config.question, markup=False)
+    console.print(found.config.question)
     power, tell = detectable(found), _teller(console)
     if offline or machine:
         entries = offline_ledger(found, meant, tell)
@@ -83,15 +83,15 @@ def plan(
         print_json({**asked, "ledger": entries, "power": power})
     else:
         console.print(_ledger_table(found, entries))
-        console.print(_total(entries), markup=False)
+        console.print(_total(entries))
         for line in dict.fromkeys(text for e in entries for text in e.unknown):
-            console.print(f"unknown  {line}", markup=False, soft_wrap=True)
+            console.print(f"unknown  {line}", soft_wrap=True)
         console.print(_power_table(found, power))
     check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
 
 
 def _teller(console: Any) -> Callable[[str], None]:
-    return lambda what: console.print(f"{what} …", markup=False)
+    return lambda what: console.print(f"{what} …")
 
 
 def _ledger_table(study: Study, entries: list[Entry]) -> Any:
@@ -203,7 +203,7 @@ def run(
     console = render.console()
     entries = ledger(found, timed=False, tell=_teller(console))
     check_budgets(found, {(e.data, e.arm): e.budgets for e in entries})
-    console.print(_total(entries), markup=False)
+    console.print(_total(entries))
     progress = JobsProgress(console)
     try:
         ended = found.run(
@@ -232,8 +232,8 @@ def _tell_ended(console: Any, found: Study, ended: bool) -> int:
     """Say what a piece has come to; return how many runs have failed."""
     failed = [cell for cell in found.cells() if cell.status == "failed"]
     word = "all runs have ended" if ended else "runs are left: the same command goes on"
-    console.print(f"{word}; {len(failed)} failed", markup=False)
-    console.print(f"study {found.path}", markup=False, soft_wrap=True)
+    console.print(f"{word}; {len(failed)} failed")
+    console.print(f"study {found.path}", soft_wrap=True)
     return len(failed)
 
 
@@ -293,7 +293,7 @@ def figures(
     into = out or folder / "figures"
     drawn = write_figures(read_analysis(folder), into)
     for name in drawn:
-        render.console().print(f"drew     {into / name}", markup=False, soft_wrap=True)
+        render.console().print(f"drew     {into / name}", soft_wrap=True)
 
 
 @app.command()
@@ -315,4 +315,4 @@ def report(
 
     found = find_study(study, size, runs_dir)
     page = write_report(found, out or found.path)
-    render.console().print(f"report {page}", markup=False, soft_wrap=True)
+    render.console().print(f"report {page}", soft_wrap=True)

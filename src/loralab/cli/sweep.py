@@ -81,7 +81,7 @@ def sweep(
     progress = JobsProgress(console)
     made = Sweep(config, runs_dir, retry=retry, on_event=progress)
     for line in _ahead(made, cost and not _later(executor)):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     try:
         made.run(executor, **of_executor)
     finally:
@@ -90,7 +90,7 @@ def sweep(
         print_json(made.trials)
     else:
         console.print(_table(made))
-        console.print(f"sweep {made.path}", markup=False, soft_wrap=True)
+        console.print(f"sweep {made.path}", soft_wrap=True)
     if any(trial.status == "failed" for trial in made.trials):
         raise typer.Exit(1)
 
@@ -130,6 +130,8 @@ def _cost(sweep: Sweep, left: int) -> str:
 def _table(sweep: Sweep) -> Any:
     from rich.table import Table
 
+    from loralab.cli import render
+
     best = sweep.best()
     title = f"{sweep.config.metric} on validation rows; test rows are for what you keep"
     table = Table(title=title, title_justify="left")
@@ -145,7 +147,7 @@ def _table(sweep: Sweep) -> Any:
             *values,
             trial.status if trial is not best else "complete, best",
             shown,
-            f"{trial.seconds:.0f} s" if trial.seconds else found,
+            render.duration(trial.seconds) if trial.seconds else found,
             trial.run or "–",
         )
     return table

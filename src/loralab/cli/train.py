@@ -38,7 +38,7 @@ def train(
 
     config = compose(experiment, overrides or [])
     console = render.console(stderr=json_output)
-    console.print(f"run {config.run_id}", markup=False)
+    console.print(f"run {config.run_id}")
     progress = TrainingProgress(stderr=json_output)
     try:
         run = run_training(
@@ -55,7 +55,5 @@ def train(
         for part in render.evaluation_parts(result):
             console.print(part)
     if spent:
-        console.print(render.budget(spent), markup=False, soft_wrap=True)
-    console.print(
-        f"run {run.path}  adapter {run.adapter}", markup=False, soft_wrap=True
-    )
+        console.print(render.budget(spent), soft_wrap=True)
+    console.print(f"run {run.path}  adapter {run.adapter}", soft_wrap=True)

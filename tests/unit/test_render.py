@@ -1,0 +1,38 @@
+"""One way of showing bytes, intervals and times; what is in brackets is no markup."""
+
+import pytest
+from rich.table import Table
+
+from loralab.cli import render
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.7, "1 kB"),
+        (999_700, "1.0 MB"),
+        (1_449_000, "1.4 MB"),
+        (999_960_000, "1.0 GB"),
+        (2.5e12, "2500.0 GB"),
+    ],
+)
+def test_bytes_have_the_unit_they_are_rounded_in(count, shown):
+    assert render.size(count) == shown
+
+
+def test_an_interval_has_a_true_minus_and_no_signed_zero():
+    found = {"value": -0.02, "low": -0.0001, "high": 0.03}
+    assert render.interval(found, sign=True) == "−0.020 [0.000, +0.030]"
+    assert render.interval(None) == "–"
+
+
+@pytest.mark.parametrize("text", ["[q_proj,v_proj]", "[/neg]", "[bold]"])
+def test_a_value_in_brackets_is_shown_as_it_is(text, capsys):
+    table = Table("label", title=text)
+    table.add_row(text)
+    console = render.console()
+    console.print(table)
+    console.print(f"run {text}")
+    assert capsys.readouterr().out.count(text) == 3
