@@ -281,6 +281,19 @@ def test_a_base_to_bake_into_is_looked_for_before_anything_is_computed(here):
     assert not (here / "out").exists()
 
 
+def test_an_adapter_alone_is_not_stored_as_a_model(here):
+    done = loralab("quantize", "./one", "--to", "affine-int8")
+    assert done.code == 2 and "an adapter alone, and this takes a run" in done.err
+    assert not done.out
+
+
+def test_a_cosine_has_a_true_minus(here):
+    adapter(here / "three", seed=5)
+    shown = loralab("merge", "check", "one", "two", "three").out
+    cosines = [line.split("│")[2].strip() for line in shown.splitlines() if "·" in line]
+    assert {text[0] for text in cosines} <= {"+", "−"} and len(cosines) == 3
+
+
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_a_wrong_input_is_one_error_and_nothing_is_written(here, verb):
     words, fragment = WRONG[verb]

@@ -114,7 +114,8 @@ def _what(text: str, experiment: str, runs_dir: Path) -> Run | ExperimentConfig:
     try:
         return find_run(text, runs_dir)
     except RunError:
-        if ":" not in text and "/" not in text:  # no run, and no model either
+        alone = (Path(text).expanduser() / "adapter_config.json").is_file()
+        if alone or (":" not in text and "/" not in text):  # no model either
             raise
     name = text.rpartition("/")[2].rpartition(":")[2]
     return compose(experiment, [f"model.path={text}", f"name={name}"])
