@@ -2,8 +2,8 @@
 
     python examples/custom_metric.py
 
-A metric gives numbers for each row, and a value of their sums; so the bootstrap over
-rows, paired with the base, is there for nothing. To use it from the command line too,
+A metric gives numbers for each row, and a value of their sums; loralab makes the
+interval of it, paired with the base. To use it from the command line too,
 put it into a package with an entry point (examples/plugin).
 """
 

@@ -4,7 +4,7 @@
 
 A preset and some changes make a configuration; `train` writes a run directory, with the
 adapter and its evaluation beside the base's. Run it again: the same configuration finds
-its run. Your own rows take a YAML file of eight lines (see README).
+its run. Your own rows take a YAML file of six lines (see README).
 """
 
 import loralab
