@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_a_full_disk_leaves_nothing_half_written(minilm_run, tmp_path, monkeypat
         (folder / "affine.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device", str(folder / "affine.safetensors"))
 
-    broken = type(entry)(entry.name, full, entry.schema, entry.facts)
+    broken = replace(entry, target=full)
     monkeypatch.setitem(registry._entries, ("storage format", "affine-int8"), broken)
     with pytest.raises(OSError, match="No space left"):
         quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)

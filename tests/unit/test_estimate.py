@@ -33,9 +33,9 @@ def found():
 @pytest.mark.parametrize("path", known_models())
 def test_the_known_numbers_make_as_many_parameters_as_the_model_has(path):
     about = known_models()[path]
-    shape = transformers.AutoConfig.for_model(**about["config"])
-    whole = shape.model_type in ("bert", "clip")
-    kind = "AutoModel" if whole else "AutoModelForCausalLM"
+    shape = transformers.AutoConfig.for_model(**about["config"], num_labels=1000)
+    kinds = {"bert": "", "clip": "", "vit": "ForImageClassification"}
+    kind = f"AutoModel{kinds.get(shape.model_type, 'ForCausalLM')}"
     with torch.device("meta"):
         model = getattr(transformers, kind).from_config(shape)
     assert sum(p.numel() for p in model.parameters()) == about["parameters"]
