@@ -199,8 +199,12 @@ def test_a_metric_that_validation_does_not_measure_is_refused(tmp_path):
 def test_workers_share_the_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert shares(LocalParams()) == (2, 4)
     assert shares(LocalParams(workers=3)) == (3, 2)
     assert shares(LocalParams(workers=16)) == (16, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert shares(LocalParams()) == (2, 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert shares(LocalParams()) == (2, 1)
+    assert shares(LocalParams(threads=3)) == (2, 3)

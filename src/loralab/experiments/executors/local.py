@@ -31,7 +31,7 @@ class LocalParams(Params):
 
     Attributes:
         workers: null: one a GPU; without one, two if there are cores
-        threads: of a worker; null: the cores, divided
+        threads: of a worker; null: the cores, divided (no more than OMP_NUM_THREADS)
     """
 
     workers: int | None = Field(None, gt=0)
@@ -48,9 +48,11 @@ def gpus() -> list[str]:
 
 
 def shares(params: LocalParams) -> tuple[int, int]:
-    """Return workers, and threads a worker."""
+    """Return workers, and threads a worker: no more than this process may have."""
     workers = params.workers or len(gpus()) or min(2, cores())
-    return workers, params.threads or max(1, cores() // workers)
+    mine = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(mine) if mine.isdecimal() else cores()
+    return workers, params.threads or max(1, min(most, cores() // workers))
 
 
 def _start(index: int, threads: int, logs_dir: Path) -> Process:
