@@ -299,6 +299,21 @@ def get(kind: str, name: str) -> Entry:
     return _entries[kind, name]
 
 
+def entries(kind: str) -> dict[str, Entry]:
+    """Return all things of a kind, by name; each is imported.
+
+    What cannot be, of a broken package, is left out with a warning: a list of what
+    there is does not end for it, and `get` says so to whoever asks for it.
+    """
+    found = {}
+    for name in names(kind):
+        try:
+            found[name] = get(kind, name)
+        except ConfigError as error:
+            logger.warning("left out: %s", error)
+    return found
+
+
 def _astray(name: str) -> str:
     """Return what an entry point of this name does in a group that is of no kind."""
     groups = [group_of(kind) for kind in PACKAGES]

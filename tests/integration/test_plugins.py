@@ -274,3 +274,21 @@ def test_what_a_thing_of_others_returns_is_checked(plug_in):
     registry.register("merge method", "bare")(lambda params, layer: layer.space.total)
     with pytest.raises(MergeError, match="'bare' gave Tensor"):
         method("bare").merged(drawn_layer((6, 5), (2, 1), 0))
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("storage_format", ["quantize", "--help"]),
+        ("peft_method", ["methods"]),
+        ("metric", ["config", "schema"]),
+    ],
+)
+def test_what_lists_things_leaves_a_broken_one_out_and_says_so(group, words, plug_in):
+    plug_in("import no_such", group)
+    outcome = cli.loralab(*words)
+    assert outcome.code == 0, outcome.err
+    listed = {"quantize": "onnx-int8", "methods": "qa-lora", "config": "accuracy"}
+    assert listed[words[0]] in outcome.out and "theirs" not in outcome.out
+    told = " ".join(outcome.err.split())
+    assert "left out: their-package 1.0" in told and "'theirs'" in told

@@ -118,8 +118,7 @@ class Row:
 def table() -> list[Row]:
     """Return every method, and its variants with other abilities, by name."""
     found = []
-    for name in registry.names("PEFT method"):
-        entry = registry.get("PEFT method", name)
+    for name, entry in registry.entries("PEFT method").items():
         for params in ({}, *entry.facts.get("variants", ())):
             shown = " ".join(f"{k}={v}".lower() for k, v in params.items())
             found.append(

@@ -44,8 +44,8 @@ def schema() -> None:
     content: dict[str, Any] = ExperimentConfig.model_json_schema()
     content["$defs"]["params"] = {
         kind: {
-            name: registry.get(kind, name).schema.model_json_schema()
-            for name in registry.names(kind)
+            name: entry.schema.model_json_schema()
+            for name, entry in registry.entries(kind).items()
         }
         for kind in registry.PACKAGES
     }

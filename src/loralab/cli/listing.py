@@ -75,8 +75,8 @@ def listing(kind: str, title: str, option: str | None = None) -> type[TyperComma
                 self.epilog = "\n\n".join(lines)
             else:
                 lines = [
-                    f"{one}: {' '.join(keys(registry.get(kind, one).schema).values())}"
-                    for one in registry.names(kind)
+                    f"{one}: {' '.join(keys(entry.schema).values())}"
+                    for one, entry in registry.entries(kind).items()
                 ]
                 self.epilog = "\n\n".join([title, *lines])
             super().format_help(ctx, formatter)

@@ -29,8 +29,8 @@ def forms(entry: Entry) -> tuple[str, ...]:
 
 def metrics_for(form: str) -> list[str]:
     """Return the names of the metrics that can judge a form of answer."""
-    names = registry.names("metric")
-    return [name for name in names if form in forms(registry.get("metric", name))]
+    found = registry.entries("metric").items()
+    return [name for name, entry in found if form in forms(entry)]
 
 
 def _parts(chosen: Chosen) -> tuple[str, Mapping[str, Any]]:
