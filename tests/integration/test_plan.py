@@ -128,6 +128,18 @@ def test_a_plan_is_json_for_who_wants_it(tmp_path):
     assert found["rates"] is None
 
 
+def test_the_same_experiment_is_told_the_same_memory_again():
+    def told():
+        outcome = loralab("plan", "trec-6", *CLASSIFY, "--no-timed", "--json")
+        memory = json.loads(outcome.out)["memory"]
+        return {name: memory[name] for name in ("process", "training", "evaluation")}
+
+    first = told()
+    held = b"x" * 100_000_000  # as what an earlier prediction leaves behind
+    assert told() == first
+    assert held
+
+
 SHORT_OF_MEMORY = """
 import resource, sys
 from loralab import compose, train

@@ -9,6 +9,7 @@ run real batches forward and backward here, and a layer more costs the differenc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,7 @@ def predict_memory(prepared: Prepared) -> tuple[Memory, Rehearsal]:
     import loralab.training.trainer  # noqa: F401  the training process imports it too
 
     base, examples = prepared.base, prepared.examples
-    process = psutil.Process().memory_info().rss
+    process = _process_bytes()
     batch = prepared.config.training.per_device_train_batch_size
     seed = prepared.config.training.seed
     train = examples["train"]
@@ -244,6 +245,16 @@ def predict_memory(prepared: Prepared) -> tuple[Memory, Rehearsal]:
         process + found.evaluation + KERNELS,
         available,
     ), found
+
+
+@functools.cache
+def _process_bytes() -> int:
+    """Return what this process held when it predicted first.
+
+    Later it holds what earlier predictions left, which a training would not: of several
+    experiments that are alike, each would be told more than the one before.
+    """
+    return psutil.Process().memory_info().rss
 
 
 def _on_gpu(found: Rehearsal) -> Memory:
