@@ -42,7 +42,9 @@ demo: setup
 	$(BIN)/loralab train sms-spam
 	$(BIN)/loralab train chatterbot
 	$(BIN)/loralab compare sms-spam chatterbot
-	$(BIN)/loralab infer sms-spam --with-base "You have won a prize! Call now to claim"
+	$(BIN)/loralab infer sms-spam --with-base \
+	    "WINNER! You have won a prize. Call 09061234567 to claim" \
+	    "Are we still on for lunch tomorrow?"
 	$(BIN)/loralab infer chatterbot --with-base --max-new-tokens 48 \
 	    "My printer is not working." "What is your favorite book?"
 	$(BIN)/loralab runs

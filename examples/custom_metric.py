@@ -42,7 +42,7 @@ def main() -> None:
         bounds = f"[{one['low']:.3f}, {one['high']:.3f}]"
         print(f"recall, {arm}: {one['value']:.3f} {bounds}")
     ask = loralab.InferencePipeline.from_run(run)
-    print(ask(["You have won a prize! Call now"])[0]["label"])
+    print(ask(["WINNER! You have won a prize. Call 09061234567 to claim"])[0]["label"])
 
 
 if __name__ == "__main__":

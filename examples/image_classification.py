@@ -26,7 +26,7 @@ def main() -> None:
     images = rows.splits["test"].select(range(4))
     ask = loralab.InferencePipeline.from_run(run)
     for answer in ask(images["image"]):
-        print(f"{answer['label']} ({answer['probability']:.0%})")
+        print(f"{answer['label']} ({answer['probability']:.2f})")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def main() -> None:
     storage = loralab.StorageConfig(name=FORMAT)
     stored = loralab.quantize(run, storage, rows=32)  # rows of the certificate
     made = stored.read()["artefact"]
-    print(f"{made['bytes']['measured']:,} bytes, {made['of_fp16']:.0%} of fp16")
-    print(f"of the adapter {made['survival']['kept']:.1%} survived")
+    print(f"{made['bytes']['measured']:,} bytes, {100 * made['of_fp16']:.0f} % of fp16")
+    print(f"of the adapter {100 * made['survival']['kept']:.1f} % survived")
     print(f"the certificate {'passed' if stored.read()['parity'] else 'failed'}")
     target = loralab.target_config("archive", {"path": "runs/spam.zip"})
     receipt = loralab.publish(stored, target)
@@ -35,7 +35,7 @@ def main() -> None:
     shutil.rmtree("runs/deployed", ignore_errors=True)  # of an earlier call
     extract(Path("runs/spam.zip"), Path("runs/deployed"))
     ask = loralab.InferencePipeline.from_run("runs/deployed")
-    print(ask(["You have won a prize! Call now"])[0])
+    print(ask(["WINNER! You have won a prize. Call 09061234567 to claim"])[0])
 
 
 if __name__ == "__main__":

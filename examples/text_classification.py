@@ -14,7 +14,7 @@ QUICK = [
     "training.max_steps=6",
 ]  # leave them out to train on all rows, in three epochs
 MESSAGES = [
-    "You have won a prize! Call now to claim your free phone",
+    "WINNER! You have won a prize. Call 09061234567 to claim",
     "Running late, see you at lunch",
 ]
 

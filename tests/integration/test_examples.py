@@ -18,7 +18,7 @@ SAID = {
     "text_classification": (
         rf"accuracy base +{NUMBER} \[{NUMBER}, {NUMBER}\]",
         rf"accuracy difference +{NUMBER} \[{NUMBER}, {NUMBER}\]",
-        r"(ham|spam) +You have won a prize!",
+        r"(ham|spam) +WINNER! You have won",
     ),
     "text_generation": (
         r"cross-entropy of the adapter: \d\.\d{3} nats",
