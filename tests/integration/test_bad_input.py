@@ -87,6 +87,22 @@ def test_bad_yaml(here, case):
     assert not (here / "runs").exists()
 
 
+NO_PRESETS = """
+task: {name: text-classification}
+data: {source: {name: file, params: {path: good.csv}}}
+model: {path: embedded:minilm}
+"""
+
+
+def test_a_preset_for_an_experiment_that_has_none(here):
+    (here / "exp.yaml").write_text(NO_PRESETS, encoding="utf-8")
+    outcome = loralab("config", "show", "exp.yaml", "peft=ia3")
+    assert_refused(outcome, "exp.yaml: peft=NAME chooses", "'- /peft: NAME'")
+    named = "defaults: [/peft: ia3, _self_]\n" + NO_PRESETS
+    (here / "exp.yaml").write_text(named, encoding="utf-8")
+    assert "name: ia3" in loralab("config", "show", "exp.yaml").out
+
+
 BAD_FILES = {
     "missing": ("gone.csv", None, "no such file"),
     "unknown format": ("rows.xlsx", b"x", ".parquet"),
@@ -262,6 +278,36 @@ def damaged(minilm_run, tmp_path):
     target = tmp_path / "runs" / minilm_run.id
     shutil.copytree(minilm_run.path, target)
     return target
+
+
+def test_columns_that_no_row_has_are_not_to_be_skipped(here):
+    (here / "rows.csv").write_text("txt,label\na,b\nc,d\n", encoding="utf-8")
+    outcome = loralab("train", OWN, "data.source.params.path=rows.csv")
+    assert_refused(outcome, "2 of 2 rows", "name other columns in data.columns")
+    assert "malformed=skip" not in outcome.err
+
+
+@pytest.mark.parametrize("name", ["runs/typo", "typo", "./typo"])
+def test_a_run_that_is_not_there_is_no_model_of_the_hub(here, name):
+    outcome = loralab("quantize", name, "--to", "onnx-int8")
+    assert_refused(outcome, f"no run '{name}'")
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("train", "stopped; --resume continues the run"),
+        ("sweep", "stopped; the same command goes on"),
+        ("evaluate", "stopped"),
+    ],
+)
+def test_a_verb_that_is_stopped_says_how_it_goes_on(monkeypatch, verb, told):
+    def stopped(prog_name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loralab.cli.main.app", stopped)
+    outcome = loralab("--log-level", "info", verb, "sms-spam")
+    assert outcome.code == 130 and outcome.err == f"{told}\n"
 
 
 def test_no_such_run(here):

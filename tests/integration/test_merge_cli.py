@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loralab.units import percent
 from tests.cli import loralab
 from tests.merge_folders import SHAPES, adapter, weights_of
 
@@ -49,7 +50,7 @@ def test_one_after_another(here):
 def test_at_once_and_one_after_another_write_the_same(here):
     method = ["--method", "opcm", "alpha_threshold=0.3", "mode=paper"]
     out = done("one", "two", "./add", "--out", "at-once", *method)
-    assert "exact" in out and "(0.00%)" in out and "add 7" in out
+    assert "exact" in out and "(0.00 %)" in out and "add 7" in out
     assert "without  tokenizer.txt, which not all adapters have alike" in out
     done("init", "state", *method)
     done("add", "state", "one", "two", "./add")
@@ -79,8 +80,8 @@ def test_a_cut_tells_what_it_cost_and_may_be_replaced(here):
         assert outcome.code == 0 and "of truncation" in outcome.out
         found = json.loads((here / "out" / "merge.json").read_text())
         assert {layer["rank"] for layer in found["layers"]} <= ranks
-        assert f"{found['relative_error']:.2%}" in outcome.out
-        assert f"one {found['kept']['one']:.1%}" in outcome.out
+        assert percent(found["relative_error"], 2) in outcome.out
+        assert f"one {percent(found['kept']['one'])}" in outcome.out
     assert "WARNING" in outcome.err
 
 

@@ -187,7 +187,7 @@ def test_it_warns_below_the_threshold_and_names_a_better_route(kept, warned):
     text = warning(Survival({"a": good}), "merge-into-nf4", "take --route side-path")
     assert bool(text) == warned
     if warned:
-        assert "merge-into-nf4 kept 89.0%" in text
+        assert "merge-into-nf4 kept 89.0 %" in text
         assert "side-path" in text
 
 

@@ -4,6 +4,7 @@ import pytest
 from rich.table import Table
 
 from loralab.cli import render
+from loralab.units import percent, size
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,15 @@ from loralab.cli import render
     ],
 )
 def test_bytes_have_the_unit_they_are_rounded_in(count, shown):
-    assert render.size(count) == shown
+    assert size(count) == shown
+
+
+def test_a_share_has_its_decimals_and_a_space():
+    assert (percent(0.1234), percent(1, 0), percent(0.5, 2)) == (
+        "12.3 %",
+        "100 %",
+        "50.00 %",
+    )
 
 
 def test_an_interval_has_a_true_minus_and_no_signed_zero():

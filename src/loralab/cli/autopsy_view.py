@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from loralab.units import percent
+
 if TYPE_CHECKING:
     from loralab.adapters.autopsy import Autopsy
     from loralab.lowrank.budget import Budget
@@ -61,8 +63,8 @@ def _line(name: str, found: Autopsy, budget: Budget) -> str:
     none = f"; {empty:,} modules keep nothing" if empty else ""
     return (
         f"{name}: {budget.total_rank:,} ranks, {budget.parameters:,} parameters "
-        f"({100 * budget.parameters / found.parameters:.1f} %) keep "
-        f"{100 * budget.energy:.2f} % of the energy{none}"
+        f"({percent(budget.parameters / found.parameters)}) keep "
+        f"{percent(budget.energy, 2)} of the energy{none}"
     )
 
 
@@ -70,7 +72,7 @@ def truncation_table(result: Mapping[str, Any]) -> Table:
     """Return the table of a truncated adapter beside the whole one, paired."""
     from loralab.cli import render
 
-    share = f"{100 * result['confidence']:.0f} %"
+    share = percent(result["confidence"], 0)
     table = Table(
         title=f"{result['split']}: {result['measured_rows']:,} rows, "
         f"{share} intervals, truncated − whole paired",

@@ -9,6 +9,7 @@ import typer
 
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunNames, RunsDir, Split
+from loralab.units import duration, percent, size
 
 Prompts = Annotated[
     Path | None, typer.Option(help="Ask every run this: one input a line.")
@@ -110,7 +111,7 @@ def show(found: dict[str, Any], split: str = "test") -> None:
 def _table(records: list[dict[str, Any]], split: str) -> Any:
     from rich.table import Table
 
-    share = f"{100 * records[0]['confidence']:.0f} %"
+    share = percent(records[0]["confidence"], 0)
     title = f"{split} rows, {share} intervals over rows, adapter − base paired"
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -159,37 +160,34 @@ STORED = (
 
 
 def _trained(record: dict[str, Any]) -> dict[str, str]:
-    from loralab.cli import render
 
     rate = record["tokens_per_second"]
     cells = (
         f"{record['trainable']:,}",
-        render.size(record["adapter_bytes"]),
+        size(record["adapter_bytes"]),
         _time(record),
         f"{rate:,.0f}" if rate else NONE,
-        render.size(record["peak_memory_bytes"]),
+        size(record["peak_memory_bytes"]),
     )
     return dict(zip(TRAINED, cells, strict=True))
 
 
 def _stored(record: dict[str, Any]) -> dict[str, str]:
-    from loralab.cli import render
 
     kept, parity = record["kept"], record["parity"]
     cells = (
         record["storage"]["name"],
         record["engine"],
-        render.size(record["bytes"]["measured"]),
-        f"{record['of_fp32']:.1%}, {record['of_fp16']:.1%}",
+        size(record["bytes"]["measured"]),
+        f"{percent(record['of_fp32'])}, {percent(record['of_fp16'])}",
         record["route"] or NONE,
-        NONE if kept is None else f"{kept:.1%}",
+        NONE if kept is None else percent(kept),
         {None: NONE, True: "passed", False: "NOT PASSED"}[parity],
     )
     return dict(zip(STORED, cells, strict=True))
 
 
 def _time(record: dict[str, Any]) -> str:
-    from loralab.cli import render
 
-    shown = render.duration(record["seconds"])
+    shown = duration(record["seconds"])
     return f"{shown} (since the last resume)" if record["resumed"] else shown

@@ -9,6 +9,7 @@ import typer
 
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import Experiment, Overrides
+from loralab.units import percent
 
 app = typer.Typer(
     help="Look at data, and fetch what is embedded.", no_args_is_help=True
@@ -191,8 +192,7 @@ def _balance(listed: dict[str, Any]) -> Any:
     table = Table("label", *counts)
     for label in sorted(counts["train"]):
         cells = [
-            f"{c[label]:,} ({100 * c[label] / c.total():.1f} %)"
-            for c in counts.values()
+            f"{c[label]:,} ({percent(c[label] / c.total())})" for c in counts.values()
         ]
         table.add_row(label, *cells)
     return table

@@ -11,6 +11,7 @@ import typer
 from loralab.cli.completion import runs_like
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
+from loralab.units import size
 
 if TYPE_CHECKING:
     from loralab.evaluation.diagnose import Diagnosis
@@ -135,8 +136,6 @@ def _cached(cache: Path) -> dict[str, str]:
 def _machine_table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from loralab.cli import render
-
     table = Table(show_header=False)
     default, here = found["default"], found["environment"]
     name = here["gpu"] or here["cpu"]
@@ -153,9 +152,9 @@ def _machine_table(found: dict[str, Any]) -> Any:
         told = f"{mark}  {_plain(probe['detail'])}{_plain(fix)}".strip()
         table.add_row(f"{probe['topic']} {probe['name']}", told)
     for name, count in found["memory_bytes"].items():
-        table.add_row(f"memory {name.replace('_', ' ')}", render.size(count))
+        table.add_row(f"memory {name.replace('_', ' ')}", size(count))
     for path, count in found["disk_free_bytes"].items():
-        table.add_row("disk free", f"{render.size(count)} at {_plain(path)}")
+        table.add_row("disk free", f"{size(count)} at {_plain(path)}")
     table.add_row("python", f"{here['python']} on {here['platform']}")
     versions = [f"{name} {held}" for name, held in sorted(here["packages"].items())]
     table.add_row("versions", ", ".join(versions))

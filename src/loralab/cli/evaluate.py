@@ -85,7 +85,7 @@ def _one(
         text = f"the run's own adapter: {result['primary']} {render.interval(own)}"
         console.print(text)
     written = _file(found, split, merged)
-    console.print(f"written: {written}", soft_wrap=True)
+    console.print(f"wrote    {written}", soft_wrap=True)
     return result
 
 

@@ -206,7 +206,7 @@ def _write_embeddings(
     found = pipeline.embed(inputs)
     with atomic_file(file) as temporary, temporary.open("wb") as handle:
         np.save(handle, found, allow_pickle=False)
-    typer.echo(f"{found.shape[0]} × {found.shape[1]} fp32 written: {file}")
+    typer.echo(f"wrote    {file} ({found.shape[0]} × {found.shape[1]}, fp32)")
 
 
 def _print(given: Any, said: dict[str, Any], several: bool, json_output: bool) -> None:

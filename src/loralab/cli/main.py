@@ -48,6 +48,14 @@ FIXES = {
 }
 """What to do when the system refuses a file, by its number."""
 
+CONTINUED = {
+    "train": "; --resume continues the run",
+    "sweep": "; the same command goes on",
+    "study": "; the same command goes on",
+    "pipeline": "; the same command goes on",
+}
+"""What a user who stopped a verb is told, beyond that it stopped."""
+
 app = typer.Typer(
     name="loralab",
     help="The whole life of a LoRA adapter: configure, train, evaluate, use, compare.",
@@ -115,7 +123,8 @@ def main() -> None:
         typer.secho(f"error: {told}", err=True, fg=typer.colors.RED)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.secho("stopped; continue a training with --resume", err=True)
+        verb = next((word for word in sys.argv[1:] if word in CONTINUED), "")
+        typer.secho(f"stopped{CONTINUED.get(verb, '')}", err=True)
         sys.exit(130)
 
 

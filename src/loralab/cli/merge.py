@@ -326,7 +326,7 @@ def check(
     console = render.console()
     console.print(tasks_table(analysis))
     console.print(pairs_table(analysis))
-    tell(*summary(analysis), *(f"wrote {path}" for path in paths))
+    tell(*summary(analysis), *(f"wrote    {path}" for path in paths))
 
 
 def _shown_params(state: MergedState) -> dict[str, Any]:

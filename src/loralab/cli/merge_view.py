@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from loralab.cli import render
+from loralab.units import percent, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loralab.merging.method import Method
 
 WHOLE = 0.9995
-"""A share from which on 100.0% is shown."""
+"""A share from which on 100.0 % is shown."""
 PAIRS = 15
 """How many pairs of adapters are shown; ten adapters have 45."""
 
@@ -61,10 +61,10 @@ def pairs_table(found: Analysis) -> Table:
         table.add_row(
             f"{found.names[pair.one]} · {found.names[pair.other]}",
             _number(pair.cosine, "+.3f"),
-            _number(pair.left.overlap if pair.left else None, ".1%"),
-            _number(pair.right.overlap if pair.right else None, ".1%"),
+            _share(pair.left.overlap if pair.left else None),
+            _share(pair.right.overlap if pair.right else None),
             _number(pair.rows, "+.3f"),
-            _number(pair.conflict.value if pair.conflict else None, ".1%"),
+            _share(pair.conflict.value if pair.conflict else None),
         )
     return table
 
@@ -84,10 +84,12 @@ def drawn(found: Analysis, folder: Path) -> list[Path]:
 
 def summary(found: Analysis) -> list[str]:
     """Return ranks, what projection and cuts would take away, and the sentences."""
-    cuts = ", ".join(f"{cut.rank}: {cut.total:.1%}" for cut in found.cuts)
+    cuts = ", ".join(f"{cut.rank}: {percent(cut.total)}" for cut in found.cuts)
     modes: dict[str, list[str]] = {}
     for one in found.removals:
-        modes.setdefault(one.mode, []).append(f"{one.threshold:g}: {one.share:.1%}")
+        modes.setdefault(one.mode, []).append(
+            f"{one.threshold:g}: {percent(one.share)}"
+        )
     return [
         f"rank     {found.total_rank:,} in all for an exact merge, "
         f"{found.sum_rank:,} of them used",
@@ -102,7 +104,8 @@ def summary(found: Analysis) -> list[str]:
 def cost(method: Method, sources: Sequence[AdapterFolder]) -> str:
     """Return what a merge will read: adapters, layers, ranks."""
     ranks = [sorted({m.rank for m in source.modules.values()}) for source in sources]
-    each = ", ".join("–".join(map(str, sorted({r[0], r[-1]}))) for r in ranks)
+    spans = ["–".join(map(str, sorted({r[0], r[-1]}))) for r in ranks]
+    each = spans[0] if len(set(spans)) == 1 else ", ".join(spans)
     modules = {module for source in sources for module in source.modules}
     many = "s" if len(sources) > 1 else ""
     return (
@@ -115,20 +118,23 @@ def exported_lines(made: Exported, method: Method) -> list[str]:
     """Return what was written: size, ranks, error, what each task keeps."""
     ranks = [layer.rank for layer in made.layers]
     used = sum(layer.of for layer in made.layers)
+    span = " to ".join(map(str, sorted({min(ranks), max(ranks)})))
     worst = max(made.layers, key=lambda layer: layer.relative_error)
-    most = f"; {worst.relative_error:.2%} in {worst.name}" if made.error else ""
-    kept = ", ".join(f"{name} {share:.1%}" for name, share in made.kept.items())
+    most = f"; {percent(worst.relative_error, 2)} in {worst.name}" if made.error else ""
+    kept = ", ".join(f"{name} {percent(share)}" for name, share in made.kept.items())
     if min(made.kept.values()) >= WHOLE:
-        kept = "100.0% of each"
+        kept = "100.0 % of each"
     lines = [
         f"method   {method.name}; the norm rule scales by {made.scale:.4g}"
         if method.normed
         else f"method   {method.name}",
-        f"written  {made.room}: rank {min(ranks)} to {max(ranks)}, {sum(ranks):,} of "
-        f"{used:,} in {len(ranks)} layers; {made.dtype}, {render.size(made.bytes)}",
-        f"error    {made.error:.3g} of truncation ({made.relative_error:.2%}{most}), "
+        f"written  {made.room}: rank {span}, {sum(ranks):,} of {used:,} in "
+        f"{len(ranks)} layers; {made.dtype}, {size(made.bytes)}",
+        f"error    {made.error:.3g} of truncation "
+        f"({percent(made.relative_error, 2)}{most}), "
         f"{made.rounding:.2g} of rounding ({made.relative_rounding:.1e})",
-        f"energy   {made.energy:.2%} of the merged update; of the tasks: {kept}",
+        f"energy   {percent(made.energy, 2)} of the merged update; of the tasks: "
+        f"{kept}",
     ]
     if made.head:
         lines.append(f"head     that of {made.head}")
@@ -149,8 +155,8 @@ def baked_lines(made: Baked) -> list[str]:
     worst = max(made.weights, key=lambda weight: weight.relative_rounding)
     return [
         f"baked    {len(made.weights)} weights; rounding to the base's dtype changes "
-        f"the update by {made.relative_rounding:.2%} ({worst.relative_rounding:.2%} in "
-        f"{worst.module})",
+        f"the update by {percent(made.relative_rounding, 2)} "
+        f"({percent(worst.relative_rounding, 2)} in {worst.module})",
         f"model    {made.folder}",
     ]
 
@@ -188,3 +194,7 @@ def tuned_line(found: Tuned) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form).replace("-", "−")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)

@@ -76,7 +76,7 @@ def build(
     console.print(_said(paper), soft_wrap=True)
     made = make(paper, out or draft.with_suffix(TARGETS[to]), style)
     for path in made:
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote    {path}", soft_wrap=True)
 
 
 def _said(paper: Paper) -> str:

@@ -10,6 +10,7 @@ import typer
 from loralab.cli.completion import pipelines_like
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import Overrides, RunsDir
+from loralab.units import duration
 
 Preset = Annotated[
     str,
@@ -57,7 +58,7 @@ def pipeline(
         return
     show(found)
     spent = made.timer.seconds.items()
-    took = ", ".join(f"{stage} {render.duration(took)}" for stage, took in spent)
+    took = ", ".join(f"{stage} {duration(took)}" for stage, took in spent)
     console.print(f"took     {took}", soft_wrap=True)
     page: Any = made.path / "comparison.html"
     console.print(f"page     {page}", soft_wrap=True)

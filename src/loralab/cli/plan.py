@@ -10,6 +10,7 @@ import typer
 
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import Experiment, MachineFile, Offline, Overrides
+from loralab.units import duration, size
 
 if TYPE_CHECKING:
     from loralab.config import ExperimentConfig
@@ -70,7 +71,7 @@ def _estimate(
     if json_output:
         print_json({"run": config.run_id, **asdict(found)})
     else:
-        console.print(f"run {config.run_id}")
+        console.print(f"run      {config.run_id}")
         console.print(_estimate_table(found))
         for line in found.unknown:
             console.print(f"unknown  {line}", soft_wrap=True)
@@ -80,8 +81,6 @@ def _estimate(
 
 def _estimate_table(found: Estimate) -> Any:
     from rich.table import Table
-
-    from loralab.cli import render
 
     table = Table(title="at most", title_justify="left", show_header=False)
     counts = {
@@ -98,12 +97,12 @@ def _estimate_table(found: Estimate) -> Any:
         "checkpoints on disk": found.checkpoint_bytes,
         "tensors at the peak of a step": found.peak_bytes,
     }
-    for name, size in sizes.items():
-        table.add_row(name, render.size(size))
+    for name, count in sizes.items():
+        table.add_row(name, size(count))
     if found.flops is not None:
         table.add_row("operations", f"{found.flops:.3g} FLOP")
     if found.seconds is not None:
-        table.add_row("training steps", render.duration(found.seconds))
+        table.add_row("training steps", duration(found.seconds))
     if found.fits is not None:
         table.add_row("memory there is", "fits" if found.fits else "DOES NOT FIT")
     return table
@@ -112,7 +111,7 @@ def _estimate_table(found: Estimate) -> Any:
 def _print(console: Any, run_id: str, found: Plan) -> None:
     from loralab.cli.progress import plan_lines
 
-    console.print(f"run {run_id}")
+    console.print(f"run      {run_id}")
     for line in plan_lines(found.counts):
         console.print(line, soft_wrap=True)
     console.print(_modules_table(found))
@@ -138,43 +137,37 @@ def _modules_table(found: Plan) -> Any:
 def _cost_table(found: Plan) -> Any:
     from rich.table import Table
 
-    from loralab.cli import render
-
     memory = found.memory
     table = Table(title="cost", title_justify="left", show_header=False)
     if found.rates:
         rate = f"{found.rates.tokens_per_second:,.0f} tokens/s measured here"
-        table.add_row("training", f"{render.duration(found.rates.training)} ({rate})")
-        table.add_row("evaluation", render.duration(found.rates.evaluation))
-    table.add_row("adapter on disk", render.size(found.adapter_bytes))
-    table.add_row("checkpoints on disk", render.size(found.checkpoint_bytes))
+        table.add_row("training", f"{duration(found.rates.training)} ({rate})")
+        table.add_row("evaluation", duration(found.rates.evaluation))
+    table.add_row("adapter on disk", size(found.adapter_bytes))
+    table.add_row("checkpoints on disk", size(found.checkpoint_bytes))
     for name in ("loading", "training", "evaluation"):
-        table.add_row(f"peak memory, {name}", render.size(getattr(memory, name)))
+        table.add_row(f"peak memory, {name}", size(getattr(memory, name)))
     word = "fits" if memory.fits else "DOES NOT FIT"
-    table.add_row("memory there is", f"{render.size(memory.available)}: {word}")
+    table.add_row("memory there is", f"{size(memory.available)}: {word}")
     return table
 
 
 def _rooms_table(found: Plan) -> Any:
     from rich.table import Table
 
-    from loralab.cli import render
-
     table = Table("machine of", "peak memory", "", title="where it fits")
     table.title_justify = "left"
     for room in found.rooms:
         word = "fits" if room.fits else room.change or "does not fit"
-        table.add_row(f"{room.gigabytes} GB", render.size(room.peak), word)
+        table.add_row(f"{room.gigabytes} GB", size(room.peak), word)
     return table
 
 
 def _remedies_table(found: Plan) -> Any:
     from rich.table import Table
 
-    from loralab.cli import render
-
     table = Table("change", "peak memory", "")
     for remedy in found.remedies:
         word = "fits" if remedy.fits else "does not fit"
-        table.add_row(remedy.change, render.size(remedy.peak), word)
+        table.add_row(remedy.change, size(remedy.peak), word)
     return table

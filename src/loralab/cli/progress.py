@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from loralab.cli import render
+from loralab.units import duration, percent, size
 
 
 class TrainingProgress:
@@ -82,7 +83,7 @@ class TrainingProgress:
     def _on_step(self, event: dict[str, Any]) -> None:
         self._start("training", event["of"])
         rate = f"{event['tokens_per_second']:,.0f} tokens/s"
-        self._last = f"{rate}, {render.duration(event['eta_seconds'])} left"
+        self._last = f"{rate}, {duration(event['eta_seconds'])} left"
         if self._bar:
             note = f"{self._last}"
             self._bar.update(self._task, completed=event["step"], note=note)
@@ -90,7 +91,7 @@ class TrainingProgress:
             self._print(f"step 1 of {event['of']}: {self._last}")
 
     def _on_log(self, event: dict[str, Any]) -> None:
-        memory = render.size(event["peak_memory_bytes"])
+        memory = size(event["peak_memory_bytes"])
         self._print(
             f"step {event['step']}  loss {event['loss']:.4f}  "
             f"lr {event['learning_rate']:.2e}  peak {memory}  {self._last}"
@@ -192,7 +193,7 @@ class JobsProgress:
             return
         self._ended += 1
         found = "found" if event["status"] == "complete" else ""
-        took = render.duration(event["seconds"]) if event["seconds"] else found
+        took = duration(event["seconds"]) if event["seconds"] else found
         note, *_ = event["note"].splitlines() or [""]
         said = f"{event['status']:9} {label}  {note}  {took}{self._rest()}"
         self._print(said.replace("    ", "  "))
@@ -214,7 +215,7 @@ class JobsProgress:
             return ""
         seconds = (time.monotonic() - self._began) / self._ended * left
         done = self._total - left
-        return f"  ({done} of {self._total}, {render.duration(seconds)} left)"
+        return f"  ({done} of {self._total}, {duration(seconds)} left)"
 
     def _note(self, event: dict[str, Any], text: str) -> None:
         number = event["number"]
@@ -267,10 +268,10 @@ class PublishProgress:
         files = event["files"]
         total = sum(told["bytes"] for told in files.values())
         for name, told in files.items():
-            self._print(f"{render.size(told['bytes']):>9}  {name}")
+            self._print(f"{size(told['bytes']):>9}  {name}")
         dry = "; nothing was sent (--dry-run)" if event["dry_run"] else ""
         to = f"to {event['destination']}"
-        self._print(f"{render.size(total):>9}  in {len(files)} files {to}{dry}")
+        self._print(f"{size(total):>9}  in {len(files)} files {to}{dry}")
         if event["forced"]:
             self._print("WARNING: forced: no parity certificate that passed")
         if self._console.is_terminal and not event["dry_run"]:
@@ -343,8 +344,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     if each := plan.get("image_tokens"):
         cost += f": {plan['tokens'] // each:,} images of {each} tokens"
     else:
-        cost += f"; {100 * plan['padded_share']:.1f} % of positions are padding, "
-        cost += f"{100 * plan['supervised_share']:.1f} % of tokens have a label"
+        cost += f"; {percent(plan['padded_share'])} of positions are padding, "
+        cost += f"{percent(plan['supervised_share'])} of tokens have a label"
     return [
         f"rows     {rows}" + (f" ({'; '.join(dropped)})" if dropped else ""),
         f"compute  {plan['dtype']} on {plan['device']}: {plan['dtype_reason']}",

@@ -10,6 +10,7 @@ import typer
 from loralab.cli.completion import named_like
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunName, RunsDir
+from loralab.units import size
 
 Target = Annotated[
     str,
@@ -82,6 +83,6 @@ def unpack(
     from loralab.publishing.archive import extract
 
     manifest = extract(archive, folder)
-    total = render.size(sum(entry.bytes for entry in manifest.files.values()))
+    total = size(sum(entry.bytes for entry in manifest.files.values()))
     said = f"{manifest.run}: {len(manifest.files)} files, {total}, checked, in {folder}"
     render.console().print(said, soft_wrap=True)

@@ -11,6 +11,7 @@ import typer
 from loralab.cli.completion import named_like, run_or_experiment_like
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
+from loralab.units import percent, size
 
 if TYPE_CHECKING:
     from loralab.config import ExperimentConfig
@@ -114,8 +115,11 @@ def _what(text: str, experiment: str, runs_dir: Path) -> Run | ExperimentConfig:
     try:
         return find_run(text, runs_dir)
     except RunError:
-        alone = (Path(text).expanduser() / "adapter_config.json").is_file()
-        if alone or (":" not in text and "/" not in text):  # no model either
+        path = Path(text).expanduser()
+        alone = (path / "adapter_config.json").is_file()
+        near = path.parent == runs_dir or path.parent.is_dir()  # runs/NAME, or a word
+        typo = near and not path.exists()
+        if alone or (typo and ":" not in text):  # no model either
             raise
     name = text.rpartition("/")[2].rpartition(":")[2]
     return compose(experiment, [f"model.path={text}", f"name={name}"])
@@ -123,23 +127,22 @@ def _what(text: str, experiment: str, runs_dir: Path) -> Run | ExperimentConfig:
 
 def lines(run: Run) -> list[str]:
     """Return what was made: size, survival, certificate."""
-    from loralab.cli import render
-
     made = run.read()["artefact"]
     besides = "".join(f", and {name}" for name in made["besides"])
-    size, told = made["bytes"]["measured"], made["bytes"]["predicted"]
+    count, told = made["bytes"]["measured"], made["bytes"]["predicted"]
     found = [
         f"stored   {made['storage']['name']}, {made['quantized']} of {made['linear']} "
         f"linear modules quantized{besides}; engine {made['engine']}",
-        f"size     {render.size(size)} ({size:,} bytes; {told:,} predicted), "
-        f"{made['of_fp32']:.1%} of fp32, {made['of_fp16']:.1%} of fp16",
+        f"size     {size(count)} ({count:,} bytes; {told:,} predicted), "
+        f"{percent(made['of_fp32'])} of fp32, {percent(made['of_fp16'])} of fp16",
     ]
     if survival := made["survival"]:
         worst = min(survival["layers"], key=lambda n: survival["layers"][n]["kept"])
         least = survival["layers"][worst]["kept"]
         found.append(
-            f"adapter  {survival['kept']:.1%} kept by {made['route']} (least, "
-            f"{least:.1%}, in {worst}); it is {survival['size']:.2%} of the weights"
+            f"adapter  {percent(survival['kept'])} kept by {made['route']} (least, "
+            f"{percent(least)}, in {worst}); it is "
+            f"{percent(survival['size'], 2)} of the weights"
         )
         if made["beside"]:
             found[-1] += f"; beside, {made['products']} products more a pass"

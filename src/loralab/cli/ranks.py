@@ -209,4 +209,4 @@ def _draw(run: Run, found: Autopsy, folder: Path) -> list[Path]:
 
 def _told(console: Any, paths: list[Path]) -> None:
     for path in paths:
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote    {path}", soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from loralab.logs import Redacting, libraries, logger
+from loralab.units import duration, percent
 
 if TYPE_CHECKING:
     from loralab.reporting.tables import Table as ReportTable
@@ -50,22 +51,6 @@ def log_to_stderr(level: str) -> Callable[[], None]:
     return end
 
 
-def size(count: float) -> str:
-    """Return bytes in a unit that reads well (powers of ten)."""
-    for unit, digits in (("B", 0), ("kB", 0), ("MB", 1)):
-        if round(count, digits) < 1000:
-            return f"{count:.{digits}f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Return ``1:02:03`` or ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def budget(spent: Mapping[str, Any]) -> str:
     """Return what a training has spent: parameters, tokens, time, products."""
     most = ""
@@ -104,7 +89,7 @@ def verdict(better: str, difference: Mapping[str, float]) -> str:
 
 def metrics_table(result: Mapping[str, Any]) -> Table:
     """Return the table of an evaluation: metric, base, adapter, difference."""
-    share = f"{100 * result['confidence']:.0f} %"
+    share = percent(result["confidence"], 0)
     title = f"{result['split']}: {result['measured_rows']:,} rows, {share} intervals"
     table = Table(title=title, title_justify="left")
     has_base = any("base" in arms for arms in result["metrics"].values())

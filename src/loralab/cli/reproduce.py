@@ -10,6 +10,7 @@ import typer
 from loralab.cli.completion import runs_like
 from loralab.cli.json_output import Json, print_json
 from loralab.cli.options import RunsDir
+from loralab.units import duration
 
 if TYPE_CHECKING:
     from loralab.experiments.reproduce import Reproduction
@@ -82,13 +83,12 @@ def reproduce(
 
 def _beforehand(found: Run | Path) -> list[str]:
     """Return what is known before anything is computed: the cost, and what changed."""
-    from loralab.cli import render
     from loralab.experiments.reproduce import changes, recorded_seconds
 
     if isinstance(found, Path):
         return [f"merge    {found}"]
     seconds = recorded_seconds(found)
-    took = "it does not say" if seconds is None else render.duration(seconds)
+    took = "it does not say" if seconds is None else duration(seconds)
     told = [f"run      {found.path}", f"cost     {took}, as it took then"]
     changed = changes(found)
     told += [f"changed  {c.name}: {c.then} then, {c.now} now" for c in changed]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from loralab.cli.options import RunName, RunsDir
+from loralab.units import size
 
 
 def sketch(
@@ -43,8 +44,8 @@ def sketch(
     tell(
         f"cost     {cost.rows:,} training rows forward through the adapted model, "
         f"and {cost.operations / 1e6:,.0f} M operations a token for the sketches",
-        f"memory   {render.size(cost.memory_bytes)} beside the model, at most",
-        f"file     {render.size(cost.file_bytes)} for {cost.modules} modules, at most",
+        f"memory   {size(cost.memory_bytes)} beside the model, at most",
+        f"file     {size(cost.file_bytes)} for {cost.modules} modules, at most",
     )
     progress = TrainingProgress()
     try:
@@ -55,7 +56,7 @@ def sketch(
         progress.close()
     tell(
         f"read     {made.facts['rows']:,} rows, {_tokens(made.facts)}",
-        f"wrote {made.file.path} ({render.size(made.file.path.stat().st_size)})",
+        f"wrote    {made.file.path} ({size(made.file.path.stat().st_size)})",
     )
 
 

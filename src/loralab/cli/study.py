@@ -19,6 +19,7 @@ from loralab.cli.options import (
     Workers,
     executor_params,
 )
+from loralab.units import duration, percent, size
 
 if TYPE_CHECKING:
     from loralab.experiments.ledger import Entry
@@ -97,8 +98,6 @@ def _teller(console: Any) -> Callable[[str], None]:
 def _ledger_table(study: Study, entries: list[Entry]) -> Any:
     from rich.table import Table
 
-    from loralab.cli import render
-
     most = ", at most" if any(entry.unknown for entry in entries) else ""
     table = Table(title=f"ledger, {study.size}{most}", title_justify="left")
     for name in ("data", "arm"):
@@ -117,11 +116,11 @@ def _ledger_table(study: Study, entries: list[Entry]) -> Any:
             str(entry.left),
             *(UNKNOWN if one is None else f"{one:,.0f}" for one in spent),
             *(
-                UNKNOWN if one is None else render.size(one)
+                UNKNOWN if one is None else size(one)
                 for one in (entry.memory, entry.disk)
             ),
             *(
-                UNKNOWN if entry.seconds is None else mark + render.duration(one or 0)
+                UNKNOWN if entry.seconds is None else mark + duration(one or 0)
                 for one in times
             ),
         )
@@ -129,7 +128,6 @@ def _ledger_table(study: Study, entries: list[Entry]) -> Any:
 
 
 def _total(entries: list[Entry]) -> str:
-    from loralab.cli import render
 
     left = sum(entry.left for entry in entries)
     text = f"{left} runs left"
@@ -138,19 +136,19 @@ def _total(entries: list[Entry]) -> str:
         text += f", {tokens:,.0f} tokens"
     if all(entry.seconds is not None for entry in entries):
         seconds = sum(entry.seconds_left for entry in entries)
-        text += f", {render.duration(seconds)} one after the other"
+        text += f", {duration(seconds)} one after the other"
         if seconds > PIECE:
             text += " (`study run --minutes 60` does it in pieces)"
     if all(entry.disk is not None for entry in entries):
         disk = sum(entry.runs * (entry.disk or 0) for entry in entries)
-        text += f", {render.size(disk)} on disk"
+        text += f", {size(disk)} on disk"
     return text
 
 
 def _power_table(study: Study, rows: list[Detectable]) -> Any:
     from rich.table import Table
 
-    share = f"{100 * study.config.power:.0f} %"
+    share = percent(study.config.power, 0)
     table = Table(
         title=f"smallest true difference of {study.config.metric} that is seen in "
         f"{share} of studies like this",
@@ -293,7 +291,7 @@ def figures(
     into = out or folder / "figures"
     drawn = write_figures(read_analysis(folder), into)
     for name in drawn:
-        render.console().print(f"drew     {into / name}", soft_wrap=True)
+        render.console().print(f"wrote    {into / name}", soft_wrap=True)
 
 
 @app.command()
@@ -315,4 +313,4 @@ def report(
 
     found = find_study(study, size, runs_dir)
     page = write_report(found, out or found.path)
-    render.console().print(f"report {page}", soft_wrap=True)
+    render.console().print(f"wrote    {page}", soft_wrap=True)

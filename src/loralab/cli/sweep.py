@@ -17,6 +17,7 @@ from loralab.cli.options import (
     Workers,
     executor_params,
 )
+from loralab.units import duration, size
 
 if TYPE_CHECKING:
     from loralab.experiments.sweep import Sweep
@@ -112,25 +113,22 @@ def _later(executor: str) -> bool:
 
 def _cost(sweep: Sweep, left: int) -> str:
     """Return what is left to do, at the rate of this machine."""
-    from loralab.cli import render
     from loralab.training.plan import plan
 
     found = plan(sweep.base)
     if not found.memory.fits or found.rates is None:
         return "one run does not fit into memory: see `loralab plan`"
     seconds = found.rates.training + found.rates.evaluation
-    peak = render.size(found.memory.peak)
+    peak = size(found.memory.peak)
     return (
-        f"about {render.duration(seconds)} a run ({found.counts['steps']} steps), "
-        f"{render.duration(seconds * left)} for {left} one after the other; "
+        f"about {duration(seconds)} a run ({found.counts['steps']} steps), "
+        f"{duration(seconds * left)} for {left} one after the other; "
         f"{peak} at peak, each process"
     )
 
 
 def _table(sweep: Sweep) -> Any:
     from rich.table import Table
-
-    from loralab.cli import render
 
     best = sweep.best()
     title = f"{sweep.config.metric} on validation rows; test rows are for what you keep"
@@ -147,7 +145,7 @@ def _table(sweep: Sweep) -> Any:
             *values,
             trial.status if trial is not best else "complete, best",
             shown,
-            render.duration(trial.seconds) if trial.seconds else found,
+            duration(trial.seconds) if trial.seconds else found,
             trial.run or "–",
         )
     return table

@@ -38,7 +38,7 @@ def train(
 
     config = compose(experiment, overrides or [])
     console = render.console(stderr=json_output)
-    console.print(f"run {config.run_id}")
+    console.print(f"run      {config.run_id}")
     progress = TrainingProgress(stderr=json_output)
     try:
         run = run_training(
@@ -56,4 +56,4 @@ def train(
             console.print(part)
     if spent:
         console.print(render.budget(spent), soft_wrap=True)
-    console.print(f"run {run.path}  adapter {run.adapter}", soft_wrap=True)
+    console.print(f"run      {run.path}\nadapter  {run.adapter}", soft_wrap=True)

@@ -129,10 +129,24 @@ def _compose_raw(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         yaml.YAMLError,
         UnicodeDecodeError,
     ) as error:
-        raise ConfigError(_first_lines(error), where=path.name) from None
+        raise _merge_error(error, path.name) from None
     if not isinstance(raw, dict):
         raise ConfigError("an experiment is a mapping", where=path.name)
     return {str(key): value for key, value in raw.items()}
+
+
+def _merge_error(error: Exception, where: str) -> ConfigError:
+    """Return the error of files that cannot be merged, with a fix where we know one."""
+    found = re.match(r"Could not (?:override|delete) '(\w+)'\. No match", str(error))
+    if not found:
+        return ConfigError(_first_lines(error), where=where)
+    group = found[1]
+    return ConfigError(
+        f"{group}=NAME chooses another preset, and this experiment has none",
+        where=where,
+        fix=f"write '- /{group}: NAME' among its defaults, before '- _self_'; or set "
+        f"keys, {group}.KEY=VALUE",
+    )
 
 
 def _first_lines(error: BaseException) -> str:

@@ -162,11 +162,8 @@ class ModelConfig(Strict):
     def _can_be_trained_on(cls, storage: StorageConfig | None) -> StorageConfig | None:
         kind = StorageConfig.kind
         if storage and not registry.get(kind, storage.name).facts.get("trains"):
-            able = [
-                name
-                for name in registry.names(kind)
-                if registry.get(kind, name).facts.get("trains")
-            ]
+            of_all = registry.entries(kind).items()
+            able = [name for name, entry in of_all if entry.facts.get("trains")]
             raise PydanticCustomError(
                 "loralab",
                 "{n} is not trained on; choose from {a}, or null",

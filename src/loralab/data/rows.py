@@ -177,9 +177,10 @@ def check_rows(
     if bad and config.malformed == "error":
         shown = "\n".join(f"  {line}" for line in bad[:5])
         more = f"\n  … and {len(bad) - 5} more" if len(bad) > 5 else ""
+        fix = "mend them, or leave them out with data.malformed=skip"
         raise DataError(
             f"{len(bad)} of {len(bad) + len(good)} rows cannot be used\n{shown}{more}",
-            fix="mend them, or leave them out with data.malformed=skip",
+            fix=fix if good else "mend them, or name other columns in data.columns",
         )
     if not good:
         raise DataError(

@@ -29,6 +29,7 @@ from loralab.errors import EvidenceError
 from loralab.inference.greedy import greedy
 from loralab.inference.load import Loaded
 from loralab.models.forward import supervised_logits
+from loralab.units import percent
 
 REST = 0.05
 """Seconds between two measurements: worker threads of an engine spin for a while."""
@@ -83,7 +84,7 @@ def median_interval(
     )
     if lowest is None:
         raise EvidenceError(
-            f"{n} measurements give no interval of {confidence:.0%} for a median",
+            f"{n} measurements give no {percent(confidence, 0)} interval for a median",
             fix="repeat at least 6 times for 95 %",
         )
     return {

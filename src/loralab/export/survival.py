@@ -36,6 +36,7 @@ from torch import Tensor
 
 from loralab.errors import ExportError
 from loralab.lowrank.factors import Factors, frobenius_norm
+from loralab.units import percent
 
 THRESHOLD = 0.9
 """Below this share an adapter does not do in the artefact what it was trained to do."""
@@ -252,11 +253,12 @@ def warning(survival: Survival, route: str, better: str) -> str:
     """
     if survival.survived:
         return ""
-    low = survival.worst
+    low, layers = survival.worst, survival.layers
+    kept, least = percent(survival.kept), percent(layers[low].kept)
     return (
-        f"THE ADAPTER WAS SWALLOWED: {route} kept {survival.kept:.1%} of it, below "
-        f"{THRESHOLD:.0%} (least in {low}: {survival.layers[low].kept:.1%})\n"
-        f"  why: it moves the weights by {survival.size:.1%} of their norm, too little "
-        "for the steps of this format, so most weights were rounded back\n"
+        f"THE ADAPTER WAS SWALLOWED: {route} kept {kept} of it, below "
+        f"{percent(THRESHOLD, 0)} (least in {low}: {least})\n"
+        f"  why: it moves the weights by {percent(survival.size)} of their norm, too "
+        "little for the steps of this format, so most weights were rounded back\n"
         f"  fix: {better}"
     )

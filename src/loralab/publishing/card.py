@@ -19,6 +19,7 @@ from loralab.evaluation.intervals import Interval
 from loralab.reporting.renderers import escape_markdown, to_markdown
 from loralab.reporting.tables import Cell, Column, Table
 from loralab.runs import Run
+from loralab.units import percent
 
 PIPELINES = {"causal-lm": "text-generation", "seq2seq-lm": "text2text-generation"}
 """Tasks that the hub calls otherwise."""
@@ -223,7 +224,7 @@ def _table(result: Mapping[str, Any]) -> Table:
         found = {arm: Interval(**told) for arm, told in row.items()}
         rows.append([metric, *(found.get(arm) for arm in arms)])
     count = result.get("measured_rows", result["rows"])
-    share = f"{100 * result['confidence']:.0f} %"
+    share = percent(result["confidence"], 0)
     notes = [f"{share} intervals over {count:,} rows."]
     if "difference" in arms:
         notes.append("The difference is adapter minus base, on the same rows.")

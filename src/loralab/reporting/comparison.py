@@ -12,6 +12,7 @@ from loralab import __version__
 from loralab.evaluation.intervals import Interval
 from loralab.reporting.renderers import to_markdown
 from loralab.reporting.tables import Cell, Column, Table, label_of, unit_of
+from loralab.units import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,11 +69,8 @@ def quality(found: Comparison) -> Table:
         Column("adapter kept", "%", 1),
     ]
     notes = [
-        f"{records[0]['rows']:,} test rows, {share:.0%} intervals over rows, the "
-        "difference paired; lower is better."
-        if records[0]["better"] == "lower"
-        else f"{records[0]['rows']:,} test rows, {share:.0%} intervals over rows, the "
-        "difference paired; higher is better.",
+        f"{records[0]['rows']:,} test rows, {percent(share, 0)} intervals over rows, "
+        f"the difference paired; {records[0]['better']} is better.",
         "The size of an adapter is that of its base in the dtype it was run in, with "
         "the adapter; of a stored model, that of its weights' files.",
     ]

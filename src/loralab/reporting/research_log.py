@@ -26,6 +26,7 @@ from loralab.errors import ConfigError, LoralabError, RunError
 from loralab.evaluation.intervals import Interval
 from loralab.reporting.tables import format_interval
 from loralab.runs import Run, list_runs
+from loralab.units import percent
 
 ENDED = ("complete", "failed")
 """What is written down; other runs may still go on, and are added when they end."""
@@ -181,12 +182,10 @@ def _stored(content: Mapping[str, Any]) -> list[str]:
     made = content.get("artefact")
     if not made:
         return []
-    size = (
-        f"{made['bytes']['measured']:,} bytes ({100 * made['of_fp16']:.1f} % of fp16)"
-    )
+    size = f"{made['bytes']['measured']:,} bytes ({percent(made['of_fp16'])} of fp16)"
     lines = [f"- {made['made_of']} as `{made['storage']['name']}`, {size}"]
     if made["survival"]:
-        kept = f"{100 * made['survival']['kept']:.1f} %"
+        kept = percent(made["survival"]["kept"])
         lines.append(f"- {kept} of the adapter kept by `{made['route']}`")
     if "parity" in content:
         word = "passed" if content["parity"] else "not passed"
@@ -198,7 +197,7 @@ def _results(run: Run) -> list[str]:
     """Return every metric of every evaluated split, with its intervals."""
     lines = []
     for split, result in run.evaluations().items():
-        share = f"{100 * result['confidence']:.0f} %"
+        share = percent(result["confidence"], 0)
         head = f"- {split}, {result['measured_rows']:,} rows, {share} intervals:"
         lines.append(head)
         lines += [

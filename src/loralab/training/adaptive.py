@@ -28,6 +28,7 @@ from loralab.adapters.adalora import (
 from loralab.config import ExperimentConfig, PEFTConfig
 from loralab.errors import ConfigError, TrainingError
 from loralab.training.events import EventLog
+from loralab.units import percent
 
 if TYPE_CHECKING:
     import torch
@@ -174,8 +175,9 @@ def check_final(model: Any) -> None:
     if not (1 - TIES) * target <= total <= target or total == 0:
         raise TrainingError(
             f"the ranks add up to {total}, and the target is {target}",
-            why=f"more: training ended before the final allocation; over {TIES:.0%} "
-            "fewer: so many triplets tie in importance, as where no gradient comes",
+            why="more: training ended before the final allocation; over "
+            f"{percent(TIES, 0)} fewer: so many triplets tie in importance, as where "
+            "no gradient comes",
             fix="train to the last step, on modules that the loss depends on",
         )
     if total < target:

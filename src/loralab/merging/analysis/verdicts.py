@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from loralab.merging.analysis.findings import Analysis, Pair, Verdict
+from loralab.units import percent
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _percent(share: float) -> str:
         return "less than 0.1 %"
     if 0.9995 <= share < 1:
         return "more than 99.9 %"
-    return f"{100 * share:.1f} %"
+    return percent(share)
 
 
 def _untrained(found: Analysis, limits: Limits) -> Iterable[Verdict]:

@@ -32,6 +32,7 @@ from loralab.lowrank.stream import (
 )
 from loralab.merging.export.checkpoint import Target, read_config, shards_of, targets_of
 from loralab.runs.files import atomic_directory
+from loralab.units import percent
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,9 @@ def _told(
     share = lost / update if update else 0.0
     told = []
     if share > SWALLOWED:
-        told.append(f"rounding to the base's dtype lost {share:.0%} of the update")
+        told.append(
+            f"rounding to the base's dtype lost {percent(share, 0)} of the update"
+        )
     if left:
         told.append(
             f"the base has no place for {len(left)} tensors that the adapter saved in "

@@ -16,6 +16,7 @@ from loralab.merging.export.cut import CutLayer
 from loralab.merging.export.heads import Heads, head_index
 from loralab.merging.export.room import Room, energy_of, rank_that_keeps
 from loralab.merging.method import Method
+from loralab.units import percent
 
 FORMAT_VERSION = 1
 RECORD = "merge.json"
@@ -204,8 +205,9 @@ def _warnings(plan: Plan, rounding: float) -> list[str]:
     if energy < ENOUGH:
         enough = rank_that_keeps(plan.spectra, ENOUGH)
         told.append(
-            f"{plan.room} keeps {energy:.0%} of the merged update's energy: it has no "
-            f"place for the tasks. Rank {enough} of every layer would keep {ENOUGH:.0%}"
+            f"{plan.room} keeps {percent(energy, 0)} of the merged update's energy: it "
+            f"has no place for the tasks. Rank {enough} of every layer would keep "
+            f"{percent(ENOUGH, 0)}"
         )
     told += [
         f"{adapter.name} changes nothing: its update is zero in every layer"
@@ -216,8 +218,8 @@ def _warnings(plan: Plan, rounding: float) -> list[str]:
     least = min(shares, key=lambda name: shares[name])
     if shares[least] < LITTLE:
         told.append(
-            f"the written directions hold {shares[least]:.0%} of {least}'s energy: the "
-            "rest was cut, for louder tasks, or the method removed it"
+            f"the written directions hold {percent(shares[least], 0)} of {least}'s "
+            "energy: the rest was cut, for louder tasks, or the method removed it"
         )
     told += [
         f"{adapter.name} is a merge with heads of its own beside it; they stay there"
@@ -225,7 +227,7 @@ def _warnings(plan: Plan, rounding: float) -> list[str]:
         if head_index(adapter.path)
     ]
     if rounding > COARSE:
-        told.append(f"the stored dtype changes the update by {rounding:.1%}")
+        told.append(f"the stored dtype changes the update by {percent(rounding)}")
     return told
 
 

@@ -40,6 +40,7 @@ from loralab.reporting.style import (
     ZONE,
     style,
 )
+from loralab.units import percent
 
 MOST_NAMES = 40
 """Rows that are named at most; of more, every second, third, … is."""
@@ -124,7 +125,7 @@ def _draw_curve(axes: Axes, curve: Sequence[float], kept: int, keep: float) -> N
     axes.axhline(keep, color=BLACK, linewidth=THIN, linestyle=DASHES[2])
     axes.vlines(kept, 0, curve[kept], color=VERMILION)
     axes.plot([kept], [curve[kept]], "o", color=VERMILION, markersize=MARK)
-    note = f"{kept:,} of {len(curve) - 1:,} keep {100 * curve[kept]:.1f} %"
+    note = f"{kept:,} of {len(curve) - 1:,} keep {percent(curve[kept])}"
     late = kept > (len(curve) - 1) / 2
     axes.annotate(
         note,
