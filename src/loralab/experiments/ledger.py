@@ -9,7 +9,7 @@ neither hub nor rows are read, and what they would tell is taken to be at its mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,62 @@ def _measured_seconds(study: Study, ended: Sequence[Cell]) -> float | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """An arm on a data set that is to be planned; `seconds` are those measured."""
+
+    data: str
+    arm: str
+    config: ExperimentConfig
+    runs: int
+    left: int
+    seconds: float | None
+
+    def entry(
+        self,
+        fits: bool,
+        predicted: float | None,
+        budgets: Mapping[str, float],
+        disk: int | None,
+        memory: int | None,
+        unknown: tuple[str, ...] = (),
+    ) -> Entry:
+        """Return the line of the ledger.
+
+        Raises:
+            EvidenceError: a run does not fit into memory.
+        """
+        if not fits:
+            raise EvidenceError(
+                f"a run of {self.arm} on {self.data} does not fit into memory",
+                fix="see `loralab plan` for what would",
+            )
+        return Entry(
+            self.data,
+            self.arm,
+            self.runs,
+            self.left,
+            self.seconds or predicted,
+            self.seconds is not None,
+            {name: float(value) for name, value in budgets.items()},
+            disk,
+            memory,
+            unknown,
+        )
+
+
+def _asked(study: Study, tell: Tell) -> Iterator[_Asked]:
+    """Yield what is to be planned; refuse what would be found wrong after hours."""
+    for data in study.config.choices:
+        for arm in study.config.everything:
+            tell(f"planning {arm} on {data}")
+            cells, ended = _cells(study, data, arm), _ended(study, data, arm)
+            config = study.compose(cells[-1])
+            _check(study, config, data, arm)
+            left, seconds = len(cells) - len(ended), _measured_seconds(study, ended)
+            yield _Asked(data, arm, config, len(cells), left, seconds)
+
+
 def ledger(
     study: Study, *, timed: bool = True, tell: Tell = lambda _: None
 ) -> list[Entry]:
@@ -118,36 +174,22 @@ def ledger(
         LoralabError: an experiment is wrong, or a run does not fit into memory.
     """
     found: list[Entry] = []
-    for data in study.config.choices:
-        rates: Rates | None = None  # of this machine, measured once a data set
-        for arm in study.config.everything:
-            tell(f"planning {arm} on {data}")
-            cells, ended = _cells(study, data, arm), _ended(study, data, arm)
-            seconds = _measured_seconds(study, ended)
-            config = study.compose(cells[-1])
-            _check(study, config, data, arm)
-            disk = memory = None
-            if timed:
-                planned = plan(config, timed=seconds is None and rates is None)
-                _refuse_if_too_large(planned.memory.fits, data, arm)
-                counts, rates = planned.counts, planned.rates or rates
-                disk = planned.adapter_bytes + planned.checkpoint_bytes
-                memory = planned.memory.peak
-            else:
-                counts = plan_of(prepare(config, weights=False))
-            found.append(
-                Entry(
-                    data,
-                    arm,
-                    len(cells),
-                    len(cells) - len(ended),
-                    seconds or _predicted_seconds(counts, rates),
-                    seconds is not None,
-                    {name: float(counts[name]) for name in BUDGETS},
-                    disk,
-                    memory,
-                )
-            )
+    rates: dict[str, Rates] = {}  # of this machine, measured once a data set
+    for one in _asked(study, tell):
+        fits, disk, memory = True, None, None
+        if timed:
+            untimed = one.seconds is None and one.data not in rates
+            planned = plan(one.config, timed=untimed)
+            if planned.rates:
+                rates[one.data] = planned.rates
+            fits, counts = planned.memory.fits, planned.counts
+            disk = planned.adapter_bytes + planned.checkpoint_bytes
+            memory = planned.memory.peak
+        else:
+            counts = plan_of(prepare(one.config, weights=False))
+        seconds = _predicted_seconds(counts, rates.get(one.data))
+        budgets = {name: counts[name] for name in BUDGETS}
+        found.append(one.entry(fits, seconds, budgets, disk, memory))
     return found
 
 
@@ -167,30 +209,21 @@ def offline_ledger(
             run does not fit into the machine's memory.
     """
     found: list[Entry] = []
-    for data in study.config.choices:
-        for arm in study.config.everything:
-            tell(f"planning {arm} on {data}")
-            cells, ended = _cells(study, data, arm), _ended(study, data, arm)
-            seconds = _measured_seconds(study, ended)
-            config = study.compose(cells[-1])
-            _check(study, config, data, arm)
-            planned = estimate(config, machine)
-            _refuse_if_too_large(planned.fits is not False, data, arm)
-            counts = {"trainable": planned.trained, **_known(config, planned)}
-            found.append(
-                Entry(
-                    data,
-                    arm,
-                    len(cells),
-                    len(cells) - len(ended),
-                    seconds or planned.seconds,
-                    seconds is not None,
-                    {name: float(value) for name, value in counts.items()},
-                    planned.adapter_bytes + planned.checkpoint_bytes,
-                    planned.peak_bytes,
-                    planned.unknown,
-                )
+    for one in _asked(study, tell):
+        planned = estimate(one.config, machine)
+        budgets = {"trainable": planned.trained, **_known(one.config, planned)}
+        disk = planned.adapter_bytes + planned.checkpoint_bytes
+        fits = planned.fits is not False
+        found.append(
+            one.entry(
+                fits,
+                planned.seconds,
+                budgets,
+                disk,
+                planned.peak_bytes,
+                planned.unknown,
             )
+        )
     return found
 
 
@@ -222,14 +255,6 @@ def _check(study: Study, config: ExperimentConfig, data: str, arm: str) -> None:
             where=study.config.name,
             fix="set training.early_stopping=null, or leave out of `budgets`: "
             + ", ".join(sorted(spent)),
-        )
-
-
-def _refuse_if_too_large(fits: bool, data: str, arm: str) -> None:
-    if not fits:
-        raise EvidenceError(
-            f"a run of {arm} on {data} does not fit into memory",
-            fix="see `loralab plan` for what would",
         )
 
 
