@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from loralab.evaluation.intervals import wilson
+from loralab.evaluation.intervals import Interval, paired_proportions, wilson
 from loralab.evaluation.statistics.coverage import (
     METHODS,
     RATIOS,
@@ -27,7 +27,6 @@ from loralab.evaluation.statistics.coverage import (
     coverage,
     proportion_coverage,
 )
-from loralab.evaluation.statistics.proportions import jeffreys, paired_proportions
 from loralab.evaluation.statistics.seeds import LEAST_SEEDS, offered
 from loralab.evaluation.statistics.tasks import iqm, probability_of_improvement
 
@@ -39,6 +38,8 @@ CASES = [
     *(Case(k, r, examples=n) for k in SEEDS for n in (30, 1000) for r in (0.1, 10.0)),
 ]
 ROWS = (10, 30, 100)
+CELLS = ((0.5, 0.2, 0.1, 0.2), (0.8, 0.07, 0.03, 0.1), (0.88, 0.05, 0.02, 0.05))
+"""Shares of rows that both have right, the first alone, the second alone, neither."""
 TASKS, TASK_SEEDS = (3, 6, 12), (3, 5, 10, 20)
 
 
@@ -62,6 +63,19 @@ def seed_rows(repetitions: int) -> list[dict[str, Any]]:
     return rows
 
 
+def jeffreys(successes: int, n: int, confidence: float) -> Interval:
+    """Return a share with the interval of p ~ Beta(½ + right, ½ + wrong).
+
+    The ends are 0 where nothing is right and 1 where everything is (Brown, Cai &
+    DasGupta 2001, section 4.1.2).
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, n, 1 - confidence, method="jeffreys")
+    low, high = low if successes else 0.0, high if successes < n else 1.0
+    return Interval(successes / n, float(low), float(high))
+
+
 def proportion_rows() -> list[dict[str, Any]]:
     """Return the exact coverage of one proportion, mean and worst over 1 to 99 %."""
     rows = []
@@ -77,21 +91,39 @@ def proportion_rows() -> list[dict[str, Any]]:
 
 
 def paired_rows(repetitions: int) -> list[dict[str, Any]]:
-    """Return the coverage of the paired difference of two accuracies."""
+    """Return the coverage of the paired difference of two accuracies.
+
+    Of the interval that is offered, and of a percentile bootstrap of the rows, with how
+    often that has no width.
+    """
     rng, rows = np.random.default_rng(0), []
     for n in ROWS:
-        for cells in ((0.5, 0.2, 0.1, 0.2), (0.8, 0.07, 0.03, 0.1)):
-            held = 0
+        for cells in CELLS:
+            true, held = cells[1] - cells[2], np.zeros(3)
             for counts in rng.multinomial(n, cells, size=repetitions):
                 both, first, second, neither = map(int, counts)
                 made = paired_proportions(both, first, second, neither, 0.95)
-                found = made.interval
-                held += found.low <= cells[1] - cells[2] <= found.high
-            p = held / repetitions
-            error = standard_error(p, repetitions)
-            row = {"rows": n, "cells": cells, "coverage": p, "standard_error": error}
+                drawn = rng.multinomial(n, counts / n, size=1000)
+                gaps = (drawn[:, 1] - drawn[:, 2]) / n
+                low, high = np.quantile(gaps, [0.025, 0.975])
+                held += (
+                    made.low <= true <= made.high,
+                    low <= true <= high,
+                    low == high,
+                )
+            ours, bootstrap, none = (held / repetitions).tolist()
+            row = {
+                "rows": n,
+                "cells": cells,
+                "coverage": ours,
+                "standard_error": standard_error(ours, repetitions),
+                "bootstrap": bootstrap,
+                "bootstrap_without_width": none,
+            }
             rows.append(row)
-            print(f"paired proportions, n={n} {cells}: {100 * p:.1f}", flush=True)
+            print(
+                f"paired proportions, n={n} {cells}: {held / repetitions}", flush=True
+            )
     return rows
 
 

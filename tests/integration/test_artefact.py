@@ -30,13 +30,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored(minilm_run, folder):
-    return quantize(minilm_run, INT8, runs_dir=folder, rows=32)
+    return quantize(minilm_run, INT8, runs_dir=folder, rows=64)
 
 
 @pytest.fixture(scope="module")
 def beside(minilm_run, folder):
     route = RouteConfig(name="side-path")
-    return quantize(minilm_run, INT8, route, runs_dir=folder, rows=32)
+    return quantize(minilm_run, INT8, route, runs_dir=folder, rows=64)
 
 
 def test_the_note_tells_all(stored, minilm_run):
@@ -78,7 +78,7 @@ def test_a_certificate_that_was_left_out_is_made_when_asked(
     run = quantize(minilm_run, INT8, runs_dir=tmp_path, rows=0)
     assert run.status == "complete" and not (run.path / "parity.json").exists()
     monkeypatch.setattr(artefact, "_store", lambda *_: pytest.fail("stored twice"))
-    assert quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16).path == run.path
+    assert quantize(minilm_run, INT8, runs_dir=tmp_path, rows=64).path == run.path
     assert run.status == "complete" and run.read()["parity"] is True
 
 
@@ -116,7 +116,7 @@ def test_the_side_path_keeps_all(beside, stored, minilm_run):
 def test_qa_lora_goes_into_the_zeros(folder):
     own = [*CLASSIFY, "peft=qa-lora", "peft.params.target_modules=qv"]
     run = train(compose("trec-6", own), folder)
-    made = quantize(run, StorageConfig(name="affine-int4"), runs_dir=folder, rows=32)
+    made = quantize(run, StorageConfig(name="affine-int4"), runs_dir=folder, rows=64)
     about = made.read()["artefact"]
     assert about["route"] == "qa-lora" and about["quantized"] == 12
     assert about["survival"]["kept"] == pytest.approx(1, abs=1e-4)
@@ -129,7 +129,7 @@ def test_qa_lora_goes_into_the_zeros(folder):
 
 def test_a_base_alone(folder):
     config = compose("trec-6", CLASSIFY)
-    run = quantize(config, INT8, runs_dir=folder, rows=16)
+    run = quantize(config, INT8, runs_dir=folder, rows=64)
     made = run.read()["artefact"]
     assert made["route"] is None and made["survival"] is None
     with pytest.raises(ExportError, match="takes no route"):
@@ -168,11 +168,11 @@ def test_a_full_disk_leaves_nothing_half_written(minilm_run, tmp_path, monkeypat
     broken = replace(entry, target=full)
     monkeypatch.setitem(registry._entries, ("storage format", "affine-int8"), broken)
     with pytest.raises(OSError, match="No space left"):
-        quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)
+        quantize(minilm_run, INT8, runs_dir=tmp_path, rows=64)
     (run,) = tmp_path.iterdir()
     assert not list(run.glob("**/affine.safetensors"))
     monkeypatch.undo()
-    assert quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16).status == "complete"
+    assert quantize(minilm_run, INT8, runs_dir=tmp_path, rows=64).status == "complete"
 
 
 def test_a_kill_before_the_certificate_stores_nothing_twice(
@@ -186,10 +186,10 @@ def test_a_kill_before_the_certificate_stores_nothing_twice(
 
     monkeypatch.setattr(artefact, "certify_run", die)
     with pytest.raises(Killed):
-        quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)
+        quantize(minilm_run, INT8, runs_dir=tmp_path, rows=64)
     monkeypatch.undo()
     monkeypatch.setattr(artefact, "_store", lambda *_: pytest.fail("stored twice"))
-    run = quantize(minilm_run, INT8, runs_dir=tmp_path, rows=16)
+    run = quantize(minilm_run, INT8, runs_dir=tmp_path, rows=64)
     assert run.status == "complete" and run.read()["parity"] is True
 
 

@@ -106,8 +106,8 @@ def test_identical_arms_differ_by_exactly_nothing(name):
     arms = [{name: scores(name, true, said, 4)} for _ in range(2)]
     found = score_intervals(arms, 0.95, 500, 0)[name]
     assert found[0] == found[1]
-    assert found[2] == Interval(0.0, 0.0, 0.0)
-    assert not found[2].excludes_zero
+    assert found[2].value == 0 and not found[2].excludes_zero
+    assert found[2] == Interval(0.0, 0.0, 0.0) or arms[0][name].proportion
 
 
 @pytest.mark.parametrize("company", [0, 1, 5])
@@ -125,8 +125,8 @@ def test_a_difference_is_the_first_minus_the_second():
     true, weights = np.array([0, 1] * 30), np.full(60, 2.0)
     arms = [{"a": scores("accuracy", true, said, 2)} for said in (true, 1 - true)]
     found = score_intervals(arms, 0.95, 200, 0)["a"]
-    assert found[2] == Interval(1.0, 1.0, 1.0)
-    assert found[2].excludes_zero
+    assert found[2].value == 1.0 == found[2].high
+    assert 0.85 < found[2].low < 1
     found = ratio((weights, 3 * weights), weights)
     assert found == [Interval(x, x, x) for x in (1.0, 3.0, -2.0)]
     assert found[2].excludes_zero
@@ -178,7 +178,7 @@ def test_a_share_of_right_rows_has_wilsons_interval_and_a_mean_has_not():
     both = {"share": mean_of(right, proportion=True), "mean": mean_of(right)}
     found = score_intervals([both, both], 0.95, 400, 0)
     assert found["share"][0] == found["share"][1] == wilson(15, 148, 0.95)
-    assert found["share"][2] == Interval(0.0, 0.0, 0.0)
+    assert found["mean"][2] == Interval(0.0, 0.0, 0.0)
     assert found["mean"][0] != found["share"][0]
     assert found["mean"][0].value == found["share"][0].value
     allright = {
@@ -188,6 +188,32 @@ def test_a_share_of_right_rows_has_wilsons_interval_and_a_mean_has_not():
     found = score_intervals([allright], 0.95, 400, 0)
     assert found["mean"][0] == Interval(1.0, 1.0, 1.0)
     assert found["share"][0].low == pytest.approx(0.8389, abs=5e-5)  # 1 − 0.1611
+
+
+@pytest.mark.parametrize("rows", [20, 60, 1000])
+def test_two_shares_that_are_right_on_the_same_rows_may_still_differ(rows):
+    right = mean_of(np.arange(rows) % 3 > 0, proportion=True)
+    same = score_intervals([{"x": right}, {"x": right}], 0.95, 200, 0)["x"][2]
+    assert same.value == 0 and same.low == -same.high
+    assert 0.5 / rows < same.high < 5 / rows  # a row in `rows`, not nothing
+    one_more = np.array(right.sums[:, 0])
+    one_more[0] = 1.0
+    other = {"x": mean_of(one_more, proportion=True)}
+    more = score_intervals([other, {"x": right}], 0.95, 200, 0)["x"][2]
+    assert more.value == pytest.approx(1 / rows) and not more.excludes_zero
+
+
+def test_the_difference_of_two_shares_covers_where_a_bootstrap_does_not():
+    rng, rows, cells = np.random.default_rng(5), 30, (0.88, 0.05, 0.02, 0.05)
+    held = np.zeros(2)
+    for _ in range(300):
+        of = rng.choice(4, size=rows, p=cells)
+        arms = [np.isin(of, (0, alone)).astype(float) for alone in (1, 2)]
+        for i, proportion in enumerate((True, False)):
+            given = [{"x": mean_of(one, proportion=proportion)} for one in arms]
+            found = score_intervals(given, 0.95, 200, 0)["x"][2]
+            held[i] += found.low <= 0.03 <= found.high
+    assert held[0] > 0.93 * 300 and held[1] < 0.85 * 300
 
 
 @pytest.mark.parametrize("name", CLASS_METRICS)

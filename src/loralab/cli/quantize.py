@@ -188,4 +188,9 @@ def _certificate(run: Run) -> list[str]:
                 f"         {check['name']}: {check['worst']:.3f}, and {way} "
                 f"{check[way]:g} was asked for"
             )
+            agrees = check["name"].startswith("top-1") and (
+                content["top1"]["value"] >= check[way]
+            )
+            if agrees:
+                found[-1] += f"; {content['rows']} rows are too few to show it"
     return found

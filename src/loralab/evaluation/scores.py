@@ -59,7 +59,7 @@ class Scores:
         value: From totals [..., K] to values [...], float64; the leading dimensions
             are bootstrap draws.
         proportion: Whether the value is the share of rows that are right: `sums` are
-            then (0 or 1, 1), and an arm's interval is Wilson's, because a bootstrap
+            then (0 or 1, 1), and the intervals are those of shares, because a bootstrap
             shrinks to nothing where all rows are right.
         ratio: Whether `sums` are [E, 2] and the value is the ratio of their totals,
             so that every row has its own part in it.

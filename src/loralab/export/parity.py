@@ -13,6 +13,7 @@ interval's worse end is inside, so a certificate on few rows does not pass by lu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,9 @@ def _gaps(
         progress(done, len(order))
     rows = np.unique(np.asarray(examples.row), return_inverse=True)[1]
     kl_E, same_E, labels_E = (np.bincount(rows, one).astype(np.float64) for one in sums)
-    return {"kl": ratio_of(kl_E, labels_E), "top1": ratio_of(same_E, labels_E)}
+    one_a_row = bool((labels_E == 1).all())  # a class, not tokens: right or wrong
+    top1 = replace(ratio_of(same_E, labels_E), proportion=one_a_row)
+    return {"kl": ratio_of(kl_E, labels_E), "top1": top1}
 
 
 def _log_probabilities(model: Loaded, made: dict[str, Any]) -> Any:
