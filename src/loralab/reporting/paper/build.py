@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from loralab.errors import PaperError, PaperErrors, nearest
-from loralab.reporting.paper import bibliography, lock
-from loralab.reporting.paper.draft import Draft, read
+from loralab.reporting.paper import lock
+from loralab.reporting.paper.draft import FRONT, Draft, read
 from loralab.reporting.paper.references import Resolved, resolve
 from loralab.reporting.paper.sources import Library, below
 from loralab.runs.files import sha256_file
 
 FIGURE_FORMATS = (".svg", ".pdf", ".png", ".jpg", ".jpeg")
+_ENTRY = re.compile(r"^\s*@(?P<kind>\w+)\s*\{\s*(?P<key>[^\s,{}]+)\s*,", re.MULTILINE)
+_NO_ENTRY = ("comment", "string", "preamble")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def build(
         raise PaperError(
             "the draft cannot be read", where=str(file), why=str(error)
         ) from None
-    front = bibliography.front_matter(draft.text, str(file))
+    front = _front_matter(draft.text, str(file))
     library, problems = Library(root, runs_dir), list[PaperError]()
     numbers = _resolved(library, draft, file, problems)
     problems += _typed(draft, file)
@@ -83,6 +87,28 @@ def build(
         raise PaperErrors(sorted(problems, key=_line))
     text = _written(draft, numbers)
     return Paper(file, text, front, tuple(numbers), figures, tuple(files), now)
+
+
+def _front_matter(text: str, where: str) -> dict[str, Any]:
+    """Return a draft's front matter.
+
+    Raises:
+        PaperError: it is no YAML mapping, or there is none.
+    """
+    match = FRONT.match(text)
+    fix = "begin the draft with ---, title: …, bibliography: references.bib, ---"
+    if match is None:
+        raise PaperError("the draft has no front matter", where=where, fix=fix)
+    inside = match[0].splitlines()[1:-1]
+    try:
+        found = yaml.safe_load("\n".join(inside))
+    except yaml.YAMLError as error:
+        raise PaperError(
+            "the front matter is no YAML", where=where, why=str(error), fix=fix
+        ) from None
+    if not isinstance(found, dict) or "title" not in found:
+        raise PaperError("the front matter names no title", where=where, fix=fix)
+    return found
 
 
 def _line(problem: PaperError) -> int:
@@ -148,9 +174,35 @@ def _bibliography(front: dict[str, Any], file: Path) -> list[Path]:
     ]
 
 
+def _keys(file: Path) -> list[str]:
+    """Return the keys of a BibTeX file.
+
+    Raises:
+        PaperError: it cannot be read, or has a key twice.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PaperError(
+            "the bibliography cannot be read",
+            where=str(file),
+            why=str(error),
+            fix="bibliography: FILE in the front matter is beside the draft",
+        ) from None
+    found = [
+        match["key"]
+        for match in _ENTRY.finditer(text)
+        if match["kind"].lower() not in _NO_ENTRY
+    ]
+    twice = sorted({key for key in found if found.count(key) > 1})
+    if twice:
+        raise PaperError(f"keys that are there twice: {twice}", where=str(file))
+    return found
+
+
 def _cited(draft: Draft, file: Path, files: list[Path]) -> Iterator[PaperError]:
     try:
-        known = [key for one in files for key in bibliography.keys(one)]
+        known = [key for one in files for key in _keys(one)]
     except PaperError as error:
         yield error
         return
