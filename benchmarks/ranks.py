@@ -38,7 +38,8 @@ from loralab.adapters.site import site_of
 from loralab.config import ExperimentConfig
 from loralab.config.schema import RankStrategyConfig
 from loralab.data.examples import get_preprocessor
-from loralab.models.base import LoadedModel, load_base
+from loralab.models.base import load_base
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import seed_everything
 from loralab.runs.environment import environment
 from loralab.runs.run import create

@@ -20,8 +20,9 @@ from loralab.adapters.attach import attach, base_only, restore
 from loralab.adapters.files import save_plain, save_weights, state_of
 from loralab.config import ModelConfig, PEFTConfig
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel, load_base
+from loralab.models.base import load_base
 from loralab.models.forward import supervised_logits
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics, seed_everything
 
 STEPS = 20

@@ -4,7 +4,7 @@ import torch
 import transformers
 
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics
 from loralab.models.shape import put_head
 from loralab.quantization.storage import Source

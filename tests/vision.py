@@ -9,7 +9,7 @@ from PIL import Image
 
 from loralab import compose
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics
 from loralab.models.quiet import quiet_libraries
 

@@ -33,8 +33,8 @@ from loralab.data.batching import collate, evaluation_order, unit_lengths, units
 from loralab.data.examples import IGNORE, Examples
 from loralab.evaluation.intervals import Interval
 from loralab.evaluation.statistics.seeds import t_interval
-from loralab.models.base import LoadedModel
 from loralab.models.forward import INPUTS, Batch, supervised_logits
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import seed_everything
 from loralab.models.quiet import quiet_libraries
 from loralab.reporting.figures import Curve, learning_curves, save

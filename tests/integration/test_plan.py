@@ -11,7 +11,8 @@ from loralab import compose
 from loralab.models.base import load_base
 from loralab.models.embedded import embedded_folder
 from loralab.models.empty import empty_base
-from loralab.models.shape import weight_files, weight_shapes
+from loralab.models.shape import weight_shapes
+from loralab.models.source import weight_files
 from loralab.training.plan import plan
 from tests.cli import loralab
 from tests.conftest import CLASSIFY, GENERATE

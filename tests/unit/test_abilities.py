@@ -18,8 +18,8 @@ from loralab.adapters.files import save_plain, save_weights
 from loralab.config import PEFTConfig
 from loralab.errors import AdapterError, ModelError
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics, seed_everything
 from loralab.models.packing import check_packing
 from loralab.quantization.linear import AffineLinear

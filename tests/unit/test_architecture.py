@@ -18,7 +18,7 @@ from loralab.models.architecture import (
     match_targets,
     target_patterns,
 )
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics
 
 LAYERS = 2

@@ -39,7 +39,7 @@ from loralab.merging.layer import Layer
 from loralab.merging.merge import layers, merge
 from loralab.merging.method import method
 from loralab.merging.sequence import after_each
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.models.quiet import quiet_libraries
 
 FEW = settings(max_examples=25, deadline=None)

@@ -23,7 +23,7 @@ from loralab.config import PEFTConfig
 from loralab.errors import AdapterError
 from loralab.merging.export.heads import Head
 from loralab.models.architecture import kind_of, parameter_count, quantized_as
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.models.quiet import quiet_libraries
 from loralab.registry import Params
 

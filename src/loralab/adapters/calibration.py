@@ -25,8 +25,8 @@ from loralab.config.schema import RankStrategyConfig
 from loralab.data.batching import collate, units
 from loralab.data.examples import Examples
 from loralab.errors import AdapterError
-from loralab.models.base import LoadedModel
 from loralab.models.forward import Batch, supervised_logits
+from loralab.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from typing import Any
 from loralab.config import StorageConfig, TaskConfig
 from loralab.errors import AdapterError
 from loralab.lowrank.settings import NOTE
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.models.quiet import quiet_libraries
 from loralab.runs.files import read_record
 

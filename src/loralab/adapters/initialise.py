@@ -37,7 +37,7 @@ from loralab.adapters.calibration import (
 )
 from loralab.adapters.layers import lora_layers
 from loralab.errors import AdapterError
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from loralab.models.architecture import (
     peft_targets,
     target_patterns,
 )
-from loralab.models.base import LoadedModel
 from loralab.models.forward import HEADS
+from loralab.models.loaded import LoadedModel
 from loralab.models.quiet import quiet_libraries
 from loralab.registry import Params
 

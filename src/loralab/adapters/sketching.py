@@ -18,8 +18,8 @@ from loralab.adapters.calibration import (
     real_tokens,
 )
 from loralab.lowrank.sketch import Sketch, Sketcher
-from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
+from loralab.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
     import torch

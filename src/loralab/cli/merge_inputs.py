@@ -96,7 +96,7 @@ def base_of(
         return None
     from loralab.config import ModelConfig
     from loralab.errors import AdapterError
-    from loralab.models.base import fingerprint_of, resolve_source
+    from loralab.models.source import fingerprint_of, resolve_source
 
     folder = resolve_source(ModelConfig(path=text)).folder
     known = sources[0].base.fingerprint

@@ -24,8 +24,10 @@ from loralab.errors import AdapterError
 from loralab.evaluation.evaluate import split_of
 from loralab.inference.load import Loaded, check_template, load_processor
 from loralab.lowrank.files import PREFIX, AdapterFolder
-from loralab.models.base import LoadedModel, load_base, resolve_source
+from loralab.models.base import load_base
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import seed_everything
+from loralab.models.source import resolve_source
 from loralab.runs import Run
 
 BATCH = 64

@@ -34,8 +34,8 @@ from loralab.inference.artefact import check_files, read_note
 from loralab.merging.state.folder import place
 from loralab.merging.state.log import STATE, read_log
 from loralab.merging.state.state import MergedState
-from loralab.models.base import fingerprint_of, resolve_source
 from loralab.models.numerics import choose_numerics
+from loralab.models.source import fingerprint_of, resolve_source
 from loralab.runs import Run, find_run
 from loralab.runs.environment import environment
 from loralab.training.train import train

@@ -21,8 +21,8 @@ from loralab.config import ModelConfig, PEFTConfig, TaskConfig
 from loralab.data.examples import classes_of, get_preprocessor
 from loralab.errors import ExportError
 from loralab.inference.load import Loaded, check_template, load_processor
-from loralab.models.base import LoadedModel
 from loralab.models.empty import empty_base
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import choose_numerics
 from loralab.runs.files import read_record, sha256_file
 

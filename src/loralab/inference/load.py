@@ -19,7 +19,8 @@ from loralab.data.examples import DataPreprocessor, classes_of, get_preprocessor
 from loralab.errors import AdapterError
 from loralab.lowrank.settings import NOTE
 from loralab.merging.export.heads import Head, head_of
-from loralab.models.base import LoadedModel, load_base
+from loralab.models.base import load_base
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import seed_everything
 from loralab.models.processors import IMAGE_HEADS
 from loralab.models.quiet import quiet_libraries

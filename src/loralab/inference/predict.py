@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from loralab.data.batching import collate, evaluation_order, unit_lengths, units
 from loralab.data.examples import Examples, ReadingTask
-from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
+from loralab.models.loaded import LoadedModel
 
 Progress = Callable[[int, int], None]
 """Called with (batches done, batches in all)."""

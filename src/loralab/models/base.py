@@ -6,176 +6,28 @@ either the new head that the task asks for or an error.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loralab.config import ModelConfig, StorageConfig
+from loralab.config import ModelConfig
 from loralab.errors import ModelError
-from loralab.models.architecture import Facts, facts_of
-from loralab.models.embedded import check_folder, embedded_folder
+from loralab.models.architecture import facts_of
 from loralab.models.forward import HEADS
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics, choose_numerics, use_tf32
-from loralab.models.processors import IMAGE_HEADS, ZERO_SHOT, Source, processor_of
+from loralab.models.processors import IMAGE_HEADS, ZERO_SHOT, processor_of
 from loralab.models.quiet import quiet_libraries
 from loralab.models.shape import (
-    COPIES,
     OWN_HEADS,
     attention_of,
     drop_unread,
     head_settings,
     new_modules_of,
     put_head,
-    weight_files,
 )
+from loralab.models.source import Source, check_contents, fingerprint_of, resolve_source
 from loralab.models.stored import Storage, storage_of
-from loralab.runs.files import sha256_file
-
-
-@dataclass
-class LoadedModel:
-    """A base model, ready for an adapter.
-
-    Attributes:
-        model: The transformers model, on its device.
-        processor: Its tokenizer, or its image processor.
-        head: What it was loaded for: a key of `loralab.models.forward.HEADS`.
-        facts: Architecture, sizes, linear modules.
-        numerics: Device and dtype, with the reason.
-        new_modules: Top modules with newly initialised weights (a task's head).
-        path: As configured: ``embedded:minilm``, ``./folder`` or ``org/name``.
-        revision: The hub's commit, or None.
-        fingerprint: sha256 over the weights' files and the configuration.
-        storage: How its linear modules are quantized; None is float.
-    """
-
-    model: Any
-    processor: Any
-    head: str
-    facts: Facts
-    numerics: Numerics
-    new_modules: tuple[str, ...]
-    path: str
-    revision: str | None
-    fingerprint: str
-    storage: StorageConfig | None = None
-
-    def record(self) -> dict[str, Any]:
-        """Return what ``run.json`` says of the base."""
-        return {
-            "path": self.path,
-            "revision": self.revision,
-            "fingerprint": self.fingerprint,
-            "storage": self.storage and self.storage.model_dump(mode="json"),
-            "new_modules": list(self.new_modules),
-            **{k: v for k, v in asdict(self.facts).items() if k != "linear"},
-        }
-
-    @property
-    def pad_id(self) -> int:
-        """The token that padding is written with; 0 of images, which have none."""
-        return int(getattr(self.processor, "pad_token_id", 0))
-
-
-def resolve_source(config: ModelConfig, weights: bool = True) -> Source:
-    """Return where the configured model is, downloading it from the hub if it is there.
-
-    Args:
-        config: Path and revision.
-        weights: Whether the hub's weights are needed, or configuration and tokenizer
-            will do.
-
-    Raises:
-        ModelError: no such folder, an ambiguous path, or the hub does not answer.
-    """
-    path = config.path
-    if path.startswith("embedded:"):
-        folder = embedded_folder(path.removeprefix("embedded:"))
-        check_folder(folder)
-        return Source(str(folder), None, folder)
-    if path.startswith((".", "/", "~")):
-        folder = Path(path).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                "no model in this folder (it has no config.json)", where=path
-            )
-        return Source(str(folder), None, folder)
-    if Path(path).exists():
-        raise ModelError(
-            f"{path!r} may be a folder here or a hub id",
-            where="model.path",
-            fix=f"write ./{path} for the folder; rename the folder to use the hub's",
-        )
-    return _from_hub(path, config.revision, weights)
-
-
-def _from_hub(path: str, revision: str | None, weights: bool) -> Source:
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.txt", "*.model", "*.jinja"]
-    if weights:
-        wanted.append("*.safetensors")
-    try:
-        with quiet_libraries():
-            folder = Path(
-                snapshot_download(
-                    path,
-                    revision=revision,
-                    allow_patterns=wanted,
-                    ignore_patterns=[COPIES],
-                )
-            )
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
-        first = str(error).strip().splitlines()
-        raise ModelError(
-            f"cannot get {path!r} from the hub",
-            where="model.path",
-            why=first[0] if first else type(error).__name__,
-            fix="check the id and the network; or write embedded:NAME or ./FOLDER",
-        ) from None
-    return Source(str(folder), folder.name, folder)
-
-
-def fingerprint_of(folder: Path) -> str:
-    """Return the sha256 over a model folder's configuration and weights."""
-    digest = hashlib.sha256()
-    for file in [folder / "config.json", *weight_files(folder)]:
-        digest.update(f"{file.name}:{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _check_folder(folder: Path, path: str) -> None:
-    """Refuse a folder that needs remote code or holds no safetensors."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"config.json is not JSON: {error}", where=path) from None
-    if not isinstance(config, dict):
-        raise ModelError("config.json is not a JSON object", where=path)
-    if "auto_map" in config and config.get("model_type") not in _known_types():
-        raise ModelError(
-            "this model needs code from its repository, which is never run",
-            where=path,
-            fix="choose a model whose architecture is part of transformers",
-        )
-    if not weight_files(folder):
-        pickles = [f.name for f in folder.glob("*.bin")]
-        raise ModelError(
-            "no .safetensors weights",
-            where=path,
-            why=f"{pickles[0]} is a pickle, which can run code" if pickles else "",
-            fix="convert the weights to safetensors first",
-        )
-
-
-def _known_types() -> set[str]:
-    """Return the architectures that are part of transformers itself."""
-    from transformers import CONFIG_MAPPING
-
-    return set(CONFIG_MAPPING.keys())
 
 
 def load_base(
@@ -204,7 +56,7 @@ def load_base(
     """
     numerics = choose_numerics(config.device, config.dtype)
     source = resolve_source(config)
-    _check_folder(source.folder, config.path)
+    check_contents(source.folder, config.path)
     check_head(source, config.path, head)
     processor = processor_of(source, config.path, head)
     load_from = source.load_from

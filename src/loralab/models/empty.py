@@ -11,10 +11,12 @@ from typing import Any
 
 from loralab.config import ModelConfig
 from loralab.models.architecture import facts_of
-from loralab.models.base import LoadedModel, check_head, resolve_source
+from loralab.models.base import check_head
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics, choose_numerics
-from loralab.models.processors import Source, processor_of
+from loralab.models.processors import processor_of
 from loralab.models.shape import build_shape, new_modules_of
+from loralab.models.source import Source, resolve_source
 from loralab.models.stored import storage_of
 
 

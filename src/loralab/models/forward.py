@@ -21,7 +21,7 @@ from loralab.models.processors import ZERO_SHOT
 if TYPE_CHECKING:
     import torch
 
-    from loralab.models.base import LoadedModel
+    from loralab.models.loaded import LoadedModel
 
 INPUTS = (
     "input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values",

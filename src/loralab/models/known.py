@@ -13,8 +13,7 @@ import yaml
 
 from loralab.config import ModelConfig
 from loralab.errors import ModelError, nearest
-from loralab.models.base import resolve_source
-from loralab.models.processors import Source
+from loralab.models.source import Source, resolve_source
 
 NUMBERS = Path(__file__).with_suffix(".yaml")
 

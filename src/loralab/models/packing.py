@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loralab.errors import ModelError
 
 if TYPE_CHECKING:
-    from loralab.models.base import LoadedModel
+    from loralab.models.loaded import LoadedModel
 
 
 def check_packing(loaded: LoadedModel) -> float:

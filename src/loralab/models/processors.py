@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loralab.errors import ModelError
 from loralab.models.quiet import quiet_libraries
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a base model is: a folder here, or a commit on the hub.
-
-    Attributes:
-        load_from: What `from_pretrained` takes.
-        revision: The hub's commit, or None for a folder.
-        folder: The local folder.
-    """
-
-    load_from: str
-    revision: str | None
-    folder: Path
-
+from loralab.models.source import Source
 
 ZERO_SHOT = "zero-shot-image-classification"
 """The key of `loralab.models.forward.HEADS` whose classes are named in sentences."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,7 @@ from loralab.models.forward import HEADS
 from loralab.models.numerics import Numerics
 from loralab.models.processors import IMAGE_HEADS, ZERO_SHOT
 from loralab.models.quiet import quiet_libraries
-
-COPIES = "consolidated*"
-"""Weights that stand beside transformers' own in another layout (Mistral)."""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the weights' files of a model folder, sorted by name."""
-    found = sorted(folder.glob("*.safetensors"))
-    return [file for file in found if not fnmatch(file.name, COPIES)]
+from loralab.models.source import weight_files
 
 
 def attention_of(config: ModelConfig, head: str, numerics: Numerics) -> str | None:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from loralab.errors import DataError, ModelError
-from loralab.models.processors import Source, load_tokenizer
+from loralab.models.processors import load_tokenizer
 from loralab.models.quiet import quiet_libraries
+from loralab.models.source import Source, weight_files
 
 AT_ONCE = 256
 """Prompts of a batch."""
@@ -139,8 +140,6 @@ def _tower(source: Source, path: str) -> Any:
 def _scale(folder: Path, path: str) -> Tensor:
     """Return s, the logarithm of what cosines are multiplied with."""
     from safetensors import safe_open
-
-    from loralab.models.shape import weight_files
 
     for file in weight_files(folder):
         with safe_open(file, "pt") as opened:

@@ -28,9 +28,9 @@ from loralab.config import ExperimentConfig
 from loralab.config.problems import config_errors
 from loralab.data.examples import Examples, get_preprocessor
 from loralab.errors import ConfigError
-from loralab.models.base import LoadedModel
 from loralab.models.empty import shaped
 from loralab.models.known import shape_source
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import Numerics
 from loralab.models.processors import IMAGE_HEADS
 from loralab.registry import Strict

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from loralab.data.batching import collate, evaluation_order
 from loralab.data.examples import Examples
 from loralab.data.pixels import Augmentation
-from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
+from loralab.models.loaded import LoadedModel
 from loralab.training.prepare import Prepared
 
 

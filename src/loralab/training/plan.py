@@ -27,8 +27,7 @@ from loralab.data.batching import (
 )
 from loralab.data.examples import Examples
 from loralab.errors import LoralabError, TrainingError
-from loralab.models.base import resolve_source
-from loralab.models.shape import weight_files
+from loralab.models.source import resolve_source, weight_files
 from loralab.models.stored import format_facts
 from loralab.training.prepare import Prepared, plan_of, prepare
 from loralab.training.rehearsal import Batches, Rehearsal, rehearse

@@ -26,8 +26,9 @@ from loralab.data.examples import (
 )
 from loralab.data.rows import Rows, load_rows, report_lines
 from loralab.errors import ConfigError
-from loralab.models.base import LoadedModel, load_base
+from loralab.models.base import load_base
 from loralab.models.empty import empty_base
+from loralab.models.loaded import LoadedModel
 from loralab.models.numerics import check_trains, choose_numerics, seed_everything
 from loralab.models.packing import check_packing
 from loralab.models.stored import format_facts

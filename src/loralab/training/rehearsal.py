@@ -22,8 +22,8 @@ from loralab.adapters.layers import keep_inputs
 from loralab.config import TrainingConfig
 from loralab.data.batching import collate, length_groups, overhead_of, unit_lengths
 from loralab.data.examples import Examples
-from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
+from loralab.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,7 +29,7 @@ from loralab.config import ExperimentConfig, PEFTConfig
 from loralab.errors import ConfigError, TrainingError
 from loralab.lowrank.budget import largest_within
 from loralab.lowrank.factors import singular_values
-from loralab.models.base import LoadedModel
+from loralab.models.loaded import LoadedModel
 from loralab.training.events import EventLog
 
 if TYPE_CHECKING:

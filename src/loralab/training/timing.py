@@ -23,7 +23,7 @@ from loralab.training.prepare import Prepared, plan_of
 if TYPE_CHECKING:
     import torch
 
-    from loralab.models.base import LoadedModel
+    from loralab.models.loaded import LoadedModel
 
 FEW, MORE = 1, 3
 """Layers of the two models that are timed."""

@@ -38,8 +38,8 @@ from loralab.errors import TrainingError
 from loralab.evaluation.calculator import get_metrics_calculator
 from loralab.evaluation.scores import Answers
 from loralab.inference.predict import predict
-from loralab.models.base import LoadedModel
 from loralab.models.forward import supervised_logits
+from loralab.models.loaded import LoadedModel
 from loralab.runs.files import atomic_directory, remove_directory
 from loralab.training.checkpoint import (
     generators,
