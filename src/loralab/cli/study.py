@@ -244,8 +244,9 @@ def analyse(
 ) -> None:
     """Say what the runs show; reads run directories and nothing else.
 
-    With --json an object, the content of analysis.json: study, arms, comparisons,
-    controls, over_tasks, noise, tuning, failed, runs, and what they were made with.
+    With --json an object, the content of analysis.json: format, kind, size, study,
+    better (which way), runs, failed, waiting (runs not ended), arms, comparisons,
+    controls, over_tasks, noise, tuning.
 
     Example: loralab study analyse studies/aa_floor/study.yaml --size evidence
     """
