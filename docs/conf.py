@@ -32,6 +32,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "loralab"
 html_copy_source = False
+# a table of 100 columns, as a terminal shows it, fits
+html_theme_options = {"light_css_variables": {"code-font-size": "0.75rem"}}
 html_show_copyright = False
 
 nitpicky = True
