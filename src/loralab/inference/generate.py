@@ -13,6 +13,7 @@ from typing import Any
 
 from loralab.data.examples import generates
 from loralab.errors import DataError
+from loralab.inference.greedy import decoding
 from loralab.inference.load import Loaded
 
 Progress = Callable[[int, int], None]
@@ -136,9 +137,6 @@ def _generate(
     import torch
 
     processor = adapter.base.processor
-    sampling: dict[str, Any] = {"do_sample": temperature > 0}
-    if temperature > 0:
-        sampling["temperature"] = temperature
     with torch.inference_mode(), adapter.base.numerics.autocast():
         return adapter.model.generate(
             **inputs,
@@ -146,6 +144,6 @@ def _generate(
             use_cache=True,
             pad_token_id=processor.pad_token_id,
             eos_token_id=processor.eos_token_id,
-            **sampling,
+            **decoding(temperature),
             **extra,
         )

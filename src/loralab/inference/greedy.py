@@ -15,8 +15,41 @@ from loralab.models.quiet import quiet_libraries
 NEVER = -1
 """No token's id: generation then runs to its full length."""
 
+PLAIN: dict[str, Any] = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "exponential_decay_length_penalty": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "guidance_scale": None,
+    "stop_strings": None,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+"""Nothing between a model's probabilities and its answers: what a base's own
+``generation_config.json`` says of this (a penalty, a nucleus) would otherwise hold."""
+
 OnToken = Callable[[], None]
 """Called each time that every prompt of the batch has one more token."""
+
+
+def decoding(temperature: float) -> dict[str, Any]:
+    """Return how transformers shall write: the likeliest token, or by temperature."""
+    chosen = {"do_sample": temperature > 0, "temperature": temperature or 1.0}
+    return {**PLAIN, **chosen}
 
 
 def greedy(
@@ -75,7 +108,7 @@ def _in_torch(
             input_ids=ids_BT.to(numerics.device),
             attention_mask=mask_BT.to(numerics.device),
             max_new_tokens=new_tokens,
-            do_sample=False,
+            **decoding(0.0),
             use_cache=True,
             pad_token_id=processor.pad_token_id,
             eos_token_id=processor.eos_token_id if stop else NEVER,
