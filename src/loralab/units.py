@@ -19,6 +19,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def percent(share: float, decimals: int = 1) -> str:
-    """Return a share of 1 as ``12.3 %``."""
-    return f"{100 * share:.{decimals}f} %"
+def percent(share: float, decimals: int | None = 1) -> str:
+    """Return a share of 1 as ``12.3 %``; with all it has where `decimals` is None."""
+    return f"{100 * share:{'g' if decimals is None else f'.{decimals}f'}} %"

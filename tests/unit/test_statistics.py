@@ -211,15 +211,18 @@ def test_coverage_of_proportions_over_all_proportions():
         assert 0.94 < np.mean(found) < 0.97
 
 
-def test_paired_proportions_are_those_of_dirichlet_draws():
-    counts = (60, 12, 5, 23)
-    drawn = np.random.default_rng(0).dirichlet(np.array(counts) + 0.5, 200_000)
-    gaps = drawn[:, 1] - drawn[:, 2]
-    ours = paired_proportions(*counts, 0.95)
-    assert ours.value == pytest.approx(0.07)
-    assert (ours.low, ours.high) == pytest.approx(
-        tuple(np.quantile(gaps, [0.025, 0.975])), abs=2e-3
-    )
+@pytest.mark.parametrize("counts", [(60, 12, 5, 23), (20, 20, 5, 5), (10, 0, 0, 0)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+def test_paired_proportions_are_those_of_dirichlet_draws(counts, confidence):
+    drawn = np.random.default_rng(0).dirichlet(np.array(counts) + 0.5, 1_000_000)
+    tail = (1 - confidence) / 2
+    wanted = np.quantile(drawn[:, 1] - drawn[:, 2], [tail, 1 - tail])
+    ours = paired_proportions(*counts, confidence)
+    assert ours.value == pytest.approx((counts[1] - counts[2]) / sum(counts))
+    assert (ours.low, ours.high) == pytest.approx(tuple(wanted), abs=5e-3)
+
+
+def test_paired_proportions_of_no_rows_or_negative_ones_are_refused():
     with pytest.raises(EvidenceError, match="no rows"):
         paired_proportions(0, 0, 0, 0, 0.95)
     with pytest.raises(ValueError, match="negative"):

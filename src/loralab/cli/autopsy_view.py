@@ -72,7 +72,7 @@ def truncation_table(result: Mapping[str, Any]) -> Table:
     """Return the table of a truncated adapter beside the whole one, paired."""
     from loralab.cli import render
 
-    share = percent(result["confidence"], 0)
+    share = percent(result["confidence"], None)
     table = Table(
         title=f"{result['split']}: {result['measured_rows']:,} rows, "
         f"{share} intervals, truncated − whole paired",

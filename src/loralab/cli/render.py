@@ -89,7 +89,7 @@ def verdict(better: str, difference: Mapping[str, float]) -> str:
 
 def metrics_table(result: Mapping[str, Any]) -> Table:
     """Return the table of an evaluation: metric, base, adapter, difference."""
-    share = percent(result["confidence"], 0)
+    share = percent(result["confidence"], None)
     title = f"{result['split']}: {result['measured_rows']:,} rows, {share} intervals"
     table = Table(title=title, title_justify="left")
     has_base = any("base" in arms for arms in result["metrics"].values())

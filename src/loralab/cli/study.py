@@ -148,7 +148,7 @@ def _total(entries: list[Entry]) -> str:
 def _power_table(study: Study, rows: list[Detectable]) -> Any:
     from rich.table import Table
 
-    share = percent(study.config.power, 0)
+    share = percent(study.config.power, None)
     table = Table(
         title=f"smallest true difference of {study.config.metric} that is seen in "
         f"{share} of studies like this",

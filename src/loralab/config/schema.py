@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
@@ -289,6 +290,10 @@ class TrainingConfig(Strict):
         return to_training_arguments(self, output_dir)
 
 
+LEAST_IN_TAIL = 5
+"""Bootstrap draws beyond each end of an interval, at the least."""
+
+
 class EvaluationConfig(Strict):
     """What is measured after training, and how sure the intervals are."""
 
@@ -307,6 +312,18 @@ class EvaluationConfig(Strict):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: int = Field(2000, ge=200, description="bootstrap draws over examples")
     seed: int = Field(0, ge=0, description="of the bootstrap, and of sampled answers")
+
+    @model_validator(mode="after")
+    def _draws_reach_the_tails(self) -> EvaluationConfig:
+        needed = math.ceil(round(2 * LEAST_IN_TAIL / (1 - self.confidence), 6))
+        if self.resamples < needed:
+            raise PydanticCustomError(
+                "loralab",
+                "too few draws for the tails of {c} confidence: at least "
+                "evaluation.resamples={n}",
+                {"c": f"{self.confidence:g}", "n": needed},
+            )
+        return self
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvaluationConfig:

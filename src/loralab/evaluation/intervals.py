@@ -36,7 +36,8 @@ CHUNK = 8_000_000
 """Numbers that a chunk of draws may hold at most (64 MB)."""
 
 POINTS = 500
-"""Quantiles of each of the two Betas; the interval's ends are good to some 1e-3."""
+"""Nodes in each of the two Betas, dense in their tails; the interval's ends are good to
+some 1e-3 up to a confidence of 0.999."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,16 @@ def paired_proportions(
 
     rows = _rows_of([both, only_first, only_second, neither])
     a, b = 0.5 + only_first, 0.5 + only_second
-    middles = (np.arange(POINTS) + 0.5) / POINTS
-    differ = beta.ppf(middles, a + b, 1.0 + both + neither)
-    # from both ends, so that swapping the arms mirrors the interval to the last bit
-    lead = beta.ppf(middles, a, b) - beta.ppf(middles, b, a)[::-1]
+    angles = np.pi * (np.arange(POINTS) + 0.5) / POINTS
+    nodes, weights = (1 - np.cos(angles)) / 2, np.sin(angles) / np.sin(angles).sum()
+    differ = beta.ppf(nodes, a + b, 1.0 + both + neither)
+    # from both ends, so that swapping the arms mirrors the interval
+    lead = beta.ppf(nodes, a, b) - beta.ppf(nodes, b, a)[::-1]
+    gaps, shares = np.outer(differ, lead).ravel(), np.outer(weights, weights).ravel()
+    order = gaps.argsort()
+    below = shares[order].cumsum() - shares[order] / 2
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.outer(differ, lead), [tail, 1 - tail])
+    low, high = np.interp([tail, 1 - tail], below, gaps[order])
     value = (only_first - only_second) / rows
     return Interval(value, min(float(low), value), max(float(high), value))
 

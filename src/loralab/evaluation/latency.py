@@ -84,7 +84,8 @@ def median_interval(
     )
     if lowest is None:
         raise EvidenceError(
-            f"{n} measurements give no {percent(confidence, 0)} interval for a median",
+            f"{n} measurements give no {percent(confidence, None)} interval "
+            "for a median",
             fix="repeat at least 6 times for 95 %",
         )
     return {

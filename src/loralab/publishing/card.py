@@ -224,7 +224,7 @@ def _table(result: Mapping[str, Any]) -> Table:
         found = {arm: Interval(**told) for arm, told in row.items()}
         rows.append([metric, *(found.get(arm) for arm in arms)])
     count = result.get("measured_rows", result["rows"])
-    share = percent(result["confidence"], 0)
+    share = percent(result["confidence"], None)
     notes = [f"{share} intervals over {count:,} rows."]
     if "difference" in arms:
         notes.append("The difference is adapter minus base, on the same rows.")

@@ -197,7 +197,7 @@ def _results(run: Run) -> list[str]:
     """Return every metric of every evaluated split, with its intervals."""
     lines = []
     for split, result in run.evaluations().items():
-        share = percent(result["confidence"], 0)
+        share = percent(result["confidence"], None)
         head = f"- {split}, {result['measured_rows']:,} rows, {share} intervals:"
         lines.append(head)
         lines += [
