@@ -89,13 +89,20 @@ def test_a_caution_stands_beside_results(minilm_run, tmp_path):
 def test_compare_pairs_runs_on_the_same_rows(minilm_run):
     again = loralab("compare", minilm_run.path, minilm_run.path, "--json")
     (pair,) = json.loads(again.out)["paired"]
-    assert pair["value"] == pair["low"] == pair["high"] == 0
+    assert pair["value"] == 0
+    assert pair["low"] == pytest.approx(-pair["high"])
+    assert 0 < pair["high"] < 0.1  # other rows may tell them apart
 
 
 def test_evaluate_writes_another_split(minilm_run):
     outcome = loralab("evaluate", minilm_run.path, "--split", "validation")
     assert outcome.code == 0, outcome.err
     assert "validation" in minilm_run.evaluations()
+    file = minilm_run.path / "eval" / "validation.json"
+    before = file.read_bytes()
+    outcome = loralab("evaluate", minilm_run.path, "--split", "validation", "--no-base")
+    assert outcome.code == 2 and "measured with the base" in outcome.err
+    assert file.read_bytes() == before
 
 
 def test_data_show_marks_what_is_supervised():

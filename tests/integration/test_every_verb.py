@@ -75,7 +75,7 @@ LEDGER = {"study plan": "hub.yaml --machine gpu.yaml"}
 SMALL = shlex.join(CLASSIFY).replace("{", "{{").replace("}", "}}")
 RUNS_A_MODEL = {
     "doctor": "{run}",
-    "evaluate": "{run} --split validation --no-base",
+    "evaluate": "{run} --split validation",
     "infer": "{run} hello",
     "train": f"trec-6 {SMALL} --runs-dir {{runs}}",
 }

@@ -11,6 +11,7 @@ from loralab.errors import ConfigError, RunError
 from loralab.experiments.analyse import _comparisons, _judged, over_tasks
 from loralab.experiments.cells import Cell
 from loralab.experiments.readings import Reading, Runs
+from loralab.experiments.readings import _budgets as spent_by
 from loralab.experiments.report_tables import said
 from loralab.experiments.study import Study
 from loralab.experiments.study_config import StudyConfig, read_study
@@ -43,6 +44,16 @@ def reading(data, arm, seed, values):
     ones = np.ones(len(values))
     mean = float(np.mean(values))
     return Reading(cell, mean, "lower", values, ones, keys, {}, 1.0, [], {})
+
+
+def test_what_a_training_that_stopped_early_spent_is_what_it_took():
+    plan = {"trainable": 8, "tokens": 900, "steps": 15, "examples": 120}
+    whole = {"plan": plan, "training": {"steps": 15, "tokens": 905}}
+    assert spent_by(whole) == plan
+    early = {"plan": plan, "training": {"steps": 5, "tokens": 310, "trainable": 8}}
+    assert spent_by(early) == {
+        "trainable": 8, "tokens": 310, "steps": 5, "examples": 40,
+    }  # fmt: skip
 
 
 def readings(shifts, seeds=range(6), spread=0.02, offset=0):

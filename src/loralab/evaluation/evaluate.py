@@ -61,10 +61,13 @@ def evaluate(
         ``eval/<run>/<split>.json``.
 
     Raises:
-        RunError: no adapter, or the data is no longer that of the run.
+        RunError: no adapter, or the data is no longer that of the run; or the base was
+            measured, and what is written without it would take its place.
         DataError: the split does not exist.
         AdapterError: what is merged is of another base.
     """
+    if not merged and config and not config.base:
+        _keep_the_base(run, split)
     adapter = open_merged(run, merged) if merged else open_run(run)
     rows = split_of(run, adapter, split)
     chosen = config or run.config.evaluation
@@ -74,6 +77,18 @@ def evaluate(
     return evaluate_split(
         run, adapter, split, rows, chosen, into=into, on_event=on_event
     )
+
+
+def _keep_the_base(run: Run, split: str) -> None:
+    """Refuse to lose the half of a paired evaluation."""
+    stands = run.evaluations().get(split)
+    if stands and any("base" in arms for arms in stands["metrics"].values()):
+        raise RunError(
+            f"{split} rows were measured with the base, which would be lost",
+            where=str(run.path / "eval" / f"{split}.json"),
+            why="a run has one evaluation of a split, and differences are of its pairs",
+            fix="measure with the base, too; or move the file away",
+        )
 
 
 def split_of(run: Run, adapter: Loaded, split: str) -> Dataset:

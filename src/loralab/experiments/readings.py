@@ -90,9 +90,17 @@ def read_cell(study: Study, cell: Cell, split: str = "test") -> Reading:
 
 
 def _budgets(content: dict[str, Any]) -> dict[str, float]:
-    """Return what was spent; where ranks change, the parameters at the end."""
-    ended = content["training"].get("trainable", content["plan"]["trainable"])
-    spent = {name: content["plan"][name] for name in BUDGETS} | {"trainable": ended}
+    """Return what was spent.
+
+    Where ranks change, the parameters at the end; of a training that stopped early the
+    steps that it took, and so many of the planned examples.
+    """
+    plan, training = content["plan"], content["training"]
+    spent = {name: plan[name] for name in BUDGETS}
+    spent["trainable"] = training.get("trainable", plan["trainable"])
+    if training["steps"] < plan["steps"]:
+        spent |= {name: training[name] for name in ("steps", "tokens")}
+        spent["examples"] = plan["examples"] * training["steps"] / plan["steps"]
     return {name: float(value) for name, value in spent.items()}
 
 
