@@ -138,6 +138,30 @@ def test_a_run_is_an_adapter(here, minilm_run):
     assert "exact" in out
 
 
+def test_what_somebody_put_into_a_merged_folder_is_not_deleted_with_it(here):
+    done("one", "two", "--out", "both", "--method", "average")
+    done("one", "two", "--out", "both", "--method", "cat")  # a merge is replaced
+    (here / "both" / "notes.txt").write_text("mine", encoding="utf-8")
+    (here / "both" / "eval").mkdir()
+    before = weights_of(here / "both")
+    refused = loralab("merge", "one", "two", "--out", "both", "--method", "average")
+    assert refused.code == 2 and "holds eval, notes.txt besides" in refused.err
+    assert all(torch.equal(a, before[n]) for n, a in weights_of(here / "both").items())
+    assert (here / "both" / "notes.txt").read_text() == "mine"
+
+
+def test_two_seeds_of_one_task_ask_for_a_head(here, minilm_run):
+    shutil.copytree(minilm_run.adapter, here / "seed")  # its note is the same
+    file = here / "seed" / "adapter_model.safetensors"
+    changed = {name: 2 * tensor for name, tensor in load_file(file).items()}
+    save_file(changed, file, {"format": "pt"})
+    done(minilm_run.path, "seed", "--out", "both", "--method", "average")
+    asked = loralab("infer", "both", "Who?")
+    assert asked.code == 2 and "--head with one of" in asked.err
+    told = loralab("infer", "both", "--head", "seed", "Who?", "--json")
+    assert json.loads(told.out)["adapter"]["label"], told.err
+
+
 def test_what_is_merged_of_runs_says_how_to_use_it(here, minilm_run, monkeypatch):
     monkeypatch.setenv("LORALAB_RUNS", str(minilm_run.path.parent))
     shutil.copytree(minilm_run.adapter, here / "other")

@@ -43,6 +43,7 @@ from loralab.merging.export.exported import (
     exported,
     record,
 )
+from loralab.merging.export.heads import FOLDER as HEADS
 from loralab.merging.export.heads import Heads, placed, write_heads
 from loralab.merging.export.room import Room
 from loralab.merging.merge import MergedLayer
@@ -104,7 +105,9 @@ def export(
         left_out = _write_beside(temporary, plan)
         size = (temporary / WEIGHTS).stat().st_size
         found = exported(plan, Path(folder), size, left_out)
-        _write_json(temporary / RECORD, record(found, plan, method, weights))
+        content = record(found, plan, method, weights)
+        content["files"] = sorted(file.name for file in temporary.iterdir())
+        _write_json(temporary / RECORD, content)
     for warning in found.warnings:
         logger.warning("%s", warning)
     return found
@@ -119,6 +122,13 @@ def _check(folder: Path, adapters: Sequence[AdapterFolder]) -> None:
             where=str(folder),
             fix="name a new folder",
         )
+    if others := _others(folder):
+        raise ExportError(
+            f"holds {', '.join(others)} besides the merged adapter, which would be "
+            "deleted with it",
+            where=str(folder),
+            fix="name a new folder, or move that away",
+        )
     target = folder.resolve()
     for adapter in adapters:
         if target in (adapter.path.resolve(), *adapter.path.resolve().parents):
@@ -132,6 +142,18 @@ def _check(folder: Path, adapters: Sequence[AdapterFolder]) -> None:
         raise MergeError(
             f"two tasks are called {sorted(twice)[0]}", fix="give one another name"
         )
+
+
+def _others(folder: Path) -> list[str]:
+    """Return what was put into a merged adapter's folder after it was written."""
+    if not (folder / RECORD).is_file():
+        return []
+    try:
+        own = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError):  # broken, or of a time before it named its files
+        own = [file.name for file in folder.iterdir() if file.is_file()] + [HEADS]
+    there = {file.name for file in folder.iterdir()}
+    return sorted(there - {*own, *OF_ITS_OWN})
 
 
 def _dtype(name: str | None, adapters: Sequence[AdapterFolder]) -> torch.dtype:
@@ -238,8 +260,8 @@ def _write_beside(folder: Path, plan: Plan) -> list[str]:
     first, *others = plan.adapters
     left_out = []
     for file in other_files(first.path):
-        if file.name in OF_ITS_OWN:
-            continue
+        if file.name in OF_ITS_OWN or (file.name == NOTE and plan.heads.beside):
+            continue  # a note at the top tells of a head that is inside
         twins = [other.path / file.name for other in others]
         digest = sha256_file(file)
         if all(twin.is_file() and sha256_file(twin) == digest for twin in twins):
