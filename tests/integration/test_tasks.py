@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from loralab import InferencePipeline, compose, registry, train
+from loralab import InferencePipeline, compose, get_preprocessor, registry, train
+from loralab.config import ModelConfig, TaskConfig
 from loralab.inference.load import load_adapter
+from loralab.models.base import load_processor
 from tests.cli import loralab
 from tests.tiny import SENTENCES, tiny
 from tests.vision import pictures, save
@@ -157,6 +159,24 @@ def test_answers_do_not_depend_on_the_batch_nor_on_the_order(trained):
                 == next(iter(two.values()))
                 == next(iter(three.values()))
             )
+
+
+@pytest.mark.parametrize("path", ["embedded:minilm", "roberta"])
+def test_the_tokens_of_a_text_do_not_depend_on_pairs_beside_it(path, tmp_path):
+    typed = path == "embedded:minilm"  # the other's tokenizer tells no token types
+    path = path if typed else str(tiny(path, tmp_path))
+    task = get_preprocessor(TaskConfig(name="text-classification"))
+    processor = load_processor(ModelConfig(path=path, device="cpu"), task.head)
+    one, two, three = SENTENCES[:3]
+    rows = [task.row_of(x) for x in [one, (two, three), three, (one, two)]]
+    together = task(rows, processor)
+    assert (together.token_type_ids is not None) == typed
+    for i, row in enumerate(rows):
+        alone = task([row], processor)
+        assert together.input_ids[i] == alone.input_ids[0]
+        if alone.token_type_ids:
+            assert together.token_type_ids[i] == alone.token_type_ids[0]
+    assert task(rows[::2], processor).token_type_ids is None
 
 
 def test_data_show_marks_what_is_supervised(trained):

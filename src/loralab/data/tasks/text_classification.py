@@ -52,18 +52,24 @@ class TextClassification(Classification):
     def __call__(self, rows: Sequence[Mapping[str, Any]], processor: Any) -> Examples:
         """Return token ids and class indices; texts are cut at ``max_length``."""
         limit = min(self.params.max_length, processor.model_max_length)
-        texts = [row["text"] for row in rows]
-        pairs = [row.get("text_pair") for row in rows]
-        both = any(pair is not None for pair in pairs)
-        second = [pair or "" for pair in pairs] if both else None
-        made = processor(texts, second, truncation=True, max_length=limit)
-        ids = made["input_ids"]
+        paired = [row.get("text_pair") is not None for row in rows]
+        ids: list[list[int]] = [[] for _ in rows]
+        types: list[list[int]] = [[] for _ in rows]
+        typed = any(paired) and "token_type_ids" in processor.model_input_names
+        for both in sorted(set(paired)):  # apart: an empty second text has its tokens
+            places = [i for i, pair in enumerate(paired) if pair == both]
+            texts = [rows[i]["text"] for i in places]
+            second = [rows[i]["text_pair"] for i in places] if both else None
+            made = processor(texts, second, truncation=True, max_length=limit)
+            for k, i in enumerate(places):
+                ids[i] = made["input_ids"][k]
+                types[i] = made["token_type_ids"][k] if typed else []
         index = {label: i for i, label in enumerate(self.labels)}
         return Examples(
             input_ids=ids,
             labels=[index[row["label"]] if "label" in row else 0 for row in rows],
             row=list(range(len(ids))),
-            token_type_ids=made.get("token_type_ids") if both else None,
+            token_type_ids=types if typed else None,
             notes={"at_max_length": sum(len(x) == limit for x in ids)},
         )
 
