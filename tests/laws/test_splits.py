@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralab.config import DataConfig
-from loralab.data.rows import SPLITS, Checked, assign_splits, remove_duplicates
+from loralab.data.leaks import SPLITS, Checked, remove_duplicates
+from loralab.data.rows import assign_splits
 from loralab.errors import DataError
 
 SOURCE = {"name": "file", "params": {"path": "rows.csv"}}

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralab.data.embedded import EMBEDDED_SETS, OWN, read_embedded
+from loralab.data.leaks import SPLITS
 from loralab.data.own.compounds import JOINTS, PAIRS
 from loralab.data.own.facts import facts
 from loralab.data.own.names import pool
 from loralab.data.own.relations import RELATIONS
-from loralab.data.rows import SPLITS
 
 OURS = ("passages", "facts-qa", "facts-ner")
 TYPES = {"PER", "LOC", "ORG", "DATE", "NUM", "OCC"}

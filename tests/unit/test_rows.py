@@ -414,3 +414,57 @@ def test_the_answer_is_no_part_of_an_instructions_input(tmp_path):
     ]
     assert sum(map(len, asked)) == len(set.union(*asked)) == 20
     assert found.report.conflicts == 20
+
+
+def dialogue(number, turns):
+    said = []
+    for turn in range(turns):
+        said.append({"role": "user", "content": f"u{number}.{turn}"})
+        said.append({"role": "assistant", "content": f"a{number}.{turn}"})
+    return {"messages": said}
+
+
+def turn_by_turn(folder):
+    rows = [dialogue(n, turns) for n in range(20) for turns in (1, 2, 3)]
+    return write(folder / "turns.jsonl", rows)
+
+
+def answered(split):
+    """What stands before each response of its rows, and before the last one only."""
+    every, last = set(), set()
+    for row in split:
+        said = [message["content"] for message in row["messages"]]
+        every |= {tuple(said[:i]) for i in range(1, len(said), 2)}
+        last.add(tuple(said[:-1]))
+    return every, last
+
+
+def test_no_earlier_turn_of_a_row_answers_a_row_of_a_later_split(tmp_path):
+    found = load(turn_by_turn(tmp_path), INSTRUCT, test_fraction=0.2)
+    train, validation, test = (answered(found.splits[name]) for name in NAMES)
+    assert not train[0] & (validation[1] | test[1])
+    assert not validation[0] & test[1]
+    sizes, leaks = found.sizes(), found.report.leaks
+    assert sizes["test"] == 12
+    assert leaks == found.report.earlier_turns == 60 - sum(sizes.values()) > 0
+    lines = report_lines(found, "drop")
+    assert f"{leaks} of these answer it in an earlier turn" in lines[-1]
+
+
+def test_earlier_turns_may_be_kept_but_are_counted_or_be_an_error(tmp_path):
+    file = turn_by_turn(tmp_path)
+    dropped = load(file, INSTRUCT)
+    kept = load(file, INSTRUCT, duplicates="keep")
+    assert sum(kept.sizes().values()) == 60
+    assert kept.report == dropped.report
+    with pytest.raises(DataError, match=r"answers .*:\d+ of a later split"):
+        load(file, INSTRUCT, duplicates="error")
+
+
+def test_earlier_turns_are_looked_for_in_splits_of_the_source(tmp_path):
+    rows = [dialogue(0, 3), dialogue(1, 2), dialogue(2, 1), dialogue(3, 2)]
+    train = write(tmp_path / "train.jsonl", rows)
+    test = write(tmp_path / "test.jsonl", [dialogue(0, 2), dialogue(2, 1)])
+    found = load(train, INSTRUCT, test=test, validation_fraction=0)
+    assert found.sizes() == {"train": 2, "test": 2}
+    assert (found.report.leaks, found.report.earlier_turns) == (2, 1)

@@ -209,7 +209,7 @@ class DataConfig(Strict):
     duplicates: Literal["drop", "error", "keep"] = Field(
         "drop",
         description="rows that repeat another, or whose input stands in a later split "
-        "too (a leak). `drop` counts what it drops",
+        "too (a leak), be it that of an earlier turn. `drop` counts what it drops",
     )
     malformed: Literal["error", "skip"] = Field(
         "error", description="a row that the task cannot use; `skip` counts them"

@@ -19,6 +19,13 @@ from loralab import registry
 from loralab.config import DataConfig
 from loralab.data.embedded import RawRow
 from loralab.data.examples import IMAGE, DataPreprocessor
+from loralab.data.leaks import (
+    SPLITS,
+    WHOLE,
+    Checked,
+    remove_answering,
+    remove_duplicates,
+)
 from loralab.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -26,27 +33,6 @@ if TYPE_CHECKING:
 
 PREPROCESSING_VERSION = 1
 """Raised whenever the same file would give other examples."""
-
-SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A row that its task can use.
-
-    Attributes:
-        content: The task's own columns.
-        origin: ``file:line``.
-        split: The split the source gives it, or None.
-        input_key: sha256 of what the model is given.
-        row_key: sha256 of the whole content; of an image, its pixels.
-    """
-
-    content: dict[str, Any]
-    origin: str
-    split: str | None
-    input_key: str
-    row_key: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +45,8 @@ class RowsReport:
         duplicates: Rows that repeated another of their split.
         leaks: Rows of an earlier split whose input stands in a later one too.
         conflicts: Rows whose input stood in their split before, with another answer.
+        earlier_turns: Those of the leaks that answer the later row's input in an
+            earlier turn.
     """
 
     read: int
@@ -66,6 +54,7 @@ class RowsReport:
     duplicates: int
     leaks: int
     conflicts: int
+    earlier_turns: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,6 +150,7 @@ def check_rows(
     """
     good: list[Checked] = []
     bad: list[str] = []
+    earlier = getattr(task, "earlier_inputs", lambda _: ())
     for row in raw:
         reason = row.problem
         if not reason:
@@ -168,10 +158,11 @@ def check_rows(
                 content = task.parse(_rename(row.columns, config.columns))
                 told = {k: v for k, v in content.items() if k != IMAGE}
                 keys = _sha(task.input_of(content)), _sha(told)
+                turns = tuple(map(_sha, earlier(content)))
             except ValueError as error:  # a lone surrogate has no UTF-8, hence no key
                 reason = str(error)
             else:
-                good.append(Checked(content, row.origin, row.split, *keys))
+                good.append(Checked(content, row.origin, row.split, *keys, turns))
         if reason:
             bad.append(f"{row.origin}: {reason}")
     if bad and config.malformed == "error":
@@ -209,46 +200,6 @@ def assign_splits(rows: list[Checked], config: DataConfig) -> dict[str, list[Che
     for row in pool:
         splits[chosen.get(row.input_key, "train")].append(row)
     return {name: found for name, found in splits.items() if found}
-
-
-def remove_duplicates(
-    splits: dict[str, list[Checked]], policy: str
-) -> tuple[dict[str, list[Checked]], dict[str, int]]:
-    """Return the splits without repeated and leaking rows, and the counts.
-
-    Raises:
-        DataError: the policy is ``error`` and there is one; both origins are named.
-    """
-    counts = {"duplicates": 0, "leaks": 0, "conflicts": 0}
-    later: dict[str, str] = {}
-    kept: dict[str, list[Checked]] = {}
-    for name in reversed([n for n in SPLITS if n in splits]):
-        seen: dict[str, str] = {}
-        inputs: dict[str, str] = {}
-        kept[name] = []
-        for row in splits[name]:
-            kind = ""
-            if row.row_key in seen:
-                kind, other = "duplicates", seen[row.row_key]
-            elif row.input_key in later:
-                kind, other = "leaks", later[row.input_key]
-            if kind:
-                counts[kind] += 1
-                if policy == "error":
-                    raise DataError(
-                        f"repeats {other}"
-                        + (" of a later split" if kind == "leaks" else ""),
-                        where=row.origin,
-                        fix="remove it, or set data.duplicates=drop",
-                    )
-            if not kind and row.input_key in inputs:
-                counts["conflicts"] += 1
-            seen.setdefault(row.row_key, row.origin)
-            inputs.setdefault(row.input_key, row.origin)
-            if not kind or policy == "keep":
-                kept[name].append(row)
-        later |= inputs
-    return {name: kept[name] for name in SPLITS if name in kept}, counts
 
 
 def limit_rows(rows: list[Checked], count: int | None, seed: int) -> list[Checked]:
@@ -311,6 +262,8 @@ def load_rows(
     }
     single, counts = remove_duplicates(given, config.duplicates)
     splits = assign_splits([row for rows in single.values() for row in rows], config)
+    splits, turns = remove_answering(splits, config.duplicates)
+    counts |= {"leaks": counts["leaks"] + turns, "earlier_turns": turns}
     limits = config.max_rows.model_dump()
     splits = {
         name: limit_rows(rows, limits[name], config.seed)
@@ -341,6 +294,7 @@ def report_lines(rows: Rows, policy: str) -> list[str]:
         "malformed": "malformed rows skipped",
         "duplicates": f"duplicate rows {verb}",
         "leaks": f"rows whose input stands in a later split too {verb}",
+        "earlier_turns": f"of these answer it in an earlier turn: {WHOLE}",
         "conflicts": "rows whose input stands with another answer too",
     }
     found = [f"{counts[k]:,} {text}" for k, text in texts.items() if counts[k]]

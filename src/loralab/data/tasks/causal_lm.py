@@ -81,6 +81,10 @@ def _messages(value: Any) -> list[Message]:
     return found
 
 
+def _joined(messages: Sequence[Message]) -> str:
+    return "\x1f".join(f"{m['role']}\x1e{m['content']}" for m in messages)
+
+
 def _asked(columns: Mapping[str, Any], extra: str) -> Message:
     """Return the user's message of an instruction row."""
     asked = _said(columns["instruction"], "instruction")
@@ -136,8 +140,13 @@ class CausalLM:
         """Return everything before the last response; a plain text whole."""
         if row["text"] is not None:
             return str(row["text"])
-        said = row["messages"][:-1]
-        return "\x1f".join(f"{m['role']}\x1e{m['content']}" for m in said)
+        return _joined(row["messages"][:-1])
+
+    def earlier_inputs(self, row: Mapping[str, Any]) -> list[str]:
+        """Return what each response but the last answers: they are supervised too."""
+        said = (row["messages"] or [])[:-1]
+        turns = [i for i, m in enumerate(said) if m["role"] == "assistant"]
+        return [_joined(said[:i]) for i in turns]
 
     def fit(self, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """Nothing is learnt from rows."""
