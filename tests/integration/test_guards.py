@@ -287,6 +287,28 @@ def test_rows_that_leak_from_test_into_train_are_dropped_or_refused(tmp_path):
         prepare(compose("text-classification", [*paths, "data.duplicates=error"]))
 
 
+def test_training_warns_of_test_rows_that_are_nearly_train_rows(tmp_path, caplog):
+    lines = [json.dumps({"text": f"row {i}", "label": i % 2}) for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    near = [line.replace("row", "Row ") for line in lines[:2]]
+    (tmp_path / "test.jsonl").write_text("\n".join(near), encoding="utf-8")
+    config = compose(
+        "text-classification",
+        [
+            f"data.source.params.path={tmp_path / 'train.jsonl'}",
+            f"data.source.params.test_path={tmp_path / 'test.jsonl'}",
+            "data.validation_fraction=0",
+            "training.max_steps=1",
+            "evaluation.resamples=200",
+        ],
+    )
+    run = train(config, tmp_path / "runs")
+    said = "2 of 2 test rows differ from a train row in case or spaces only"
+    assert sum(said in record.getMessage() for record in caplog.records) == 1
+    assert said in (run.path / "log.txt").read_text(encoding="utf-8")
+    assert run.read()["data"]["report"]["near"] == {"test": 2}
+
+
 def test_dtype_is_explicit_and_its_reason_told():
     with pytest.raises(ConfigError, match=r"model\.dtype"):
         compose("trec-6", ["model.dtype=auto"])

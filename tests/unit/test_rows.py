@@ -9,7 +9,7 @@ import pytest
 
 from loralab.config import DataConfig, TaskConfig, compose
 from loralab.data.examples import get_preprocessor
-from loralab.data.rows import load_rows, report_lines
+from loralab.data.rows import load_rows, near_lines, report_lines
 from loralab.errors import DataError
 
 CLASSIFY = get_preprocessor(TaskConfig(name="text-classification"))
@@ -323,6 +323,38 @@ def test_leaks_may_be_an_error_that_names_both(tmp_path):
     says = r"validation\.csv:7: repeats .*test\.csv:2 of a later split"
     with pytest.raises(DataError, match=says):
         load(**leaking(tmp_path), duplicates="error")
+
+
+def near(folder, texts):
+    rows = [{"text": text, "label": "x"} for text in texts]
+    file = write(folder / "near.jsonl", rows)
+    train = write(folder / "train.jsonl", [{"text": "Anger is UGLY.", "label": "x"}])
+    return load(train, validation=file, test=file, duplicates="keep")
+
+
+def test_rows_that_differ_in_case_or_spaces_only_are_kept_and_told(tmp_path):
+    found = near(tmp_path, ["Anger is  ugly. ", "anger\nis ugly.", "Angeris ugly."])
+    assert found.sizes() == {"train": 1, "validation": 3, "test": 3}
+    assert found.record()["report"]["near"] == {"validation": 2, "test": 2}
+    (line,) = near_lines(found)
+    assert "2 of 3 validation rows and 2 of 3 test rows differ from a train" in line
+
+
+def test_an_input_that_is_the_same_is_no_near_one(tmp_path):
+    found = near(tmp_path, ["Anger is UGLY.", "another"])
+    assert found.report.near == {} and near_lines(found) == []
+
+
+def test_the_parts_of_an_input_are_folded_apart(tmp_path):
+    train = [{"text": "A b", "text_pair": "c", "label": "x"}]
+    test = [
+        {"text": "a", "text_pair": "b C", "label": "x"},
+        {"text": "a B", "text_pair": "C ", "label": "x"},
+    ]
+    files = [write(tmp_path / f"{k}.jsonl", v) for k, v in (("a", train), ("b", test))]
+    found = load(files[0], test=files[1], validation_fraction=0)
+    assert found.report.near == {"test": 1}
+    assert near_lines(found)[0].startswith("1 of 2 test rows differs from")
 
 
 def test_a_training_split_that_leaks_away_is_refused(tmp_path):

@@ -97,7 +97,7 @@ def show(
     from loralab.cli import render
     from loralab.config import compose
     from loralab.data.examples import get_preprocessor
-    from loralab.data.rows import load_rows, report_lines
+    from loralab.data.rows import load_rows, near_lines, report_lines
     from loralab.models.base import load_processor
 
     config = compose(experiment, overrides or [])
@@ -107,7 +107,7 @@ def show(
     task.fit(listed)
     processor = load_processor(config.model, task.head)
     task.prepare(processor)
-    notes = report_lines(rows, config.data.duplicates)
+    notes = [*report_lines(rows, config.data.duplicates), *near_lines(rows)]
     encoded = {name: task(split, processor) for name, split in listed.items()}
     shown = list(_samples(encoded["train"], listed["train"], processor, samples))
     read, fingerprint = rows.report.read, rows.fingerprint

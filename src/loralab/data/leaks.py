@@ -1,7 +1,13 @@
-"""What stands in two splits: the same input, or one that is answered on the way."""
+"""What stands in two splits: an input, one that is answered on the way, a near one.
+
+Inputs are compared as they are written. What differs in case or white space only stays
+where it is, since it may be another thing to a model, and is counted.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,3 +114,30 @@ def remove_answering(
         later |= {row.input_key: row.origin for row in clean}
         kept[name] = splits[name] if policy == "keep" else clean
     return {name: kept[name] for name in SPLITS if kept.get(name)}, count
+
+
+def folded(given: str) -> int:
+    """Return a hash of an input without case, its white space joined, part by part."""
+    parts = re.split("[\x1e\x1f]", given)  # what joins them is white space to `split`
+    return hash(tuple(" ".join(part.casefold().split()) for part in parts))
+
+
+def count_near(
+    splits: Mapping[str, Sequence[Checked]], input_of: Callable[[dict[str, Any]], str]
+) -> dict[str, int]:
+    """Return how many rows differ from a train row in case or white space only.
+
+    Args:
+        splits: Train and later ones.
+        input_of: The task's; what it says of an image has neither.
+
+    Returns:
+        The rows of validation and of test, where there are any.
+    """
+    same = {row.input_key for row in splits["train"]}
+    near = {folded(input_of(row.content)) for row in splits["train"]}
+    found = {}
+    for name in [name for name in splits if name != "train"]:
+        others = [row for row in splits[name] if row.input_key not in same]
+        found[name] = sum(folded(input_of(row.content)) in near for row in others)
+    return {name: count for name, count in found.items() if count}

@@ -23,6 +23,7 @@ from loralab.data.leaks import (
     SPLITS,
     WHOLE,
     Checked,
+    count_near,
     remove_answering,
     remove_duplicates,
 )
@@ -47,6 +48,7 @@ class RowsReport:
         conflicts: Rows whose input stood in their split before, with another answer.
         earlier_turns: Those of the leaks that answer the later row's input in an
             earlier turn.
+        near: By split, rows that differ from a train row in case or white space only.
     """
 
     read: int
@@ -55,6 +57,7 @@ class RowsReport:
     leaks: int
     conflicts: int
     earlier_turns: int = 0
+    near: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,7 @@ def load_rows(
     }
     if not splits.get("train"):
         raise DataError("no training row is left", fix="lower the fractions, add rows")
+    near = count_near(splits, task.input_of)
     keys = {name: [row.row_key for row in rows] for name, rows in splits.items()}
     return Rows(
         {
@@ -280,7 +284,7 @@ def load_rows(
             for name, rows in splits.items()
         },
         _sha(PREPROCESSING_VERSION, keys),
-        RowsReport(len(checked) + malformed, malformed, **counts),
+        RowsReport(len(checked) + malformed, malformed, **counts, near=near),
         found_locks,
         config.source.params.get("caution") or "",
     )
@@ -299,3 +303,16 @@ def report_lines(rows: Rows, policy: str) -> list[str]:
     }
     found = [f"{counts[k]:,} {text}" for k, text in texts.items() if counts[k]]
     return [*found, *filter(None, [rows.caution])]
+
+
+def near_lines(rows: Rows) -> list[str]:
+    """Return in words, if there are any, how many rows are nearly train rows."""
+    sizes = rows.sizes()
+    found = [f"{n:,} of {sizes[x]:,} {x} rows" for x, n in rows.report.near.items()]
+    if not found:
+        return []
+    differ = "differs" if list(rows.report.near.values()) == [1] else "differ"
+    return [
+        f"{' and '.join(found)} {differ} from a train row in case or spaces only "
+        "(spell them alike, and they share a split)"
+    ]

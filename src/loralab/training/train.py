@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from loralab.adapters.files import load_weights, save_adapter
 from loralab.config import ExperimentConfig
 from loralab.config.arguments import to_training_arguments
+from loralab.data.rows import near_lines
 from loralab.errors import LoralabError, RunError, TrainingError
 from loralab.evaluation.evaluate import evaluate_split
 from loralab.inference.load import LoadedAdapter, load_adapter
@@ -123,6 +124,8 @@ def train_here(
             create(config, run.path.parent, "adapter")
         log = EventLog(run, on_event)
         with run_log(run.path / "log.txt", since=began):
+            for line in near_lines(prepared.rows):
+                logger.warning(line)
             check_resumable(run, prepared)
             remove_leftovers(run.path)
             with opened(config.training.callbacks, run, log) as callbacks:
