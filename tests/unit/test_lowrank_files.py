@@ -281,6 +281,7 @@ def test_a_grouped_convolution_is_refused_by_name(tmp_path):
         {"bias": "all"},
         {"init_lora_weights": "pissa", "target_modules": ["linear"]},
         {"init_lora_weights": "olora", "target_modules": ["linear"]},
+        {"init_lora_weights": "OLoRA", "target_modules": ["linear"]},
         {"trainable_token_indices": {"embed": [1, 2]}, "target_modules": ["linear"]},
         {"target_parameters": ["again.linear.weight"], "target_modules": ["embed"]},
     ],
@@ -292,6 +293,27 @@ def test_more_than_a_low_rank_product_is_refused_by_name(options, tmp_path):
     with pytest.raises(AdapterError, match=key) as caught:
         AdapterFolder.open(tmp_path)
     assert caught.value.where == str(tmp_path / CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("start", "changes"),
+    [
+        *((name, True) for name in ("OLoRA", "PiSSA", "pissa_niter_4", "CorDA")),
+        *((name, True) for name in ("loftq", "lora_ga")),
+        *((name, False) for name in (True, False, None, "gaussian", "EVA", "mica")),
+    ],
+)
+def test_a_start_that_changes_the_base_is_refused_however_it_is_spelt(
+    start, changes, tmp_path
+):
+    saved(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps({**config, "init_lora_weights": start}))
+    if not changes:
+        assert AdapterFolder.open(tmp_path).modules
+        return
+    with pytest.raises(AdapterError, match=f"init_lora_weights={start} changed"):
+        AdapterFolder.open(tmp_path)
 
 
 def test_every_variant_of_the_installed_peft_is_refused():

@@ -135,7 +135,7 @@ def _check_plain(config: Mapping[str, Any], file: Path) -> None:
             why="they are no s·B·A, and their difference to the base is not stored",
         )
     start = str(config.get("init_lora_weights"))
-    if start.startswith(CHANGES_BASE):
+    if start.lower().startswith(CHANGES_BASE):  # PEFT takes OLoRA too
         raise AdapterError(
             f"init_lora_weights={start} changed the base's weights at the start",
             where=str(file),
