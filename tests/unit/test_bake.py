@@ -39,12 +39,26 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=40, **sizes))
 
 
-def vit():
-    from transformers import ViTConfig, ViTForImageClassification
+def vit_config():
+    from transformers import ViTConfig
 
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-    config = ViTConfig(num_hidden_layers=1, image_size=8, patch_size=4, **sizes)
-    return ViTForImageClassification(config)
+    return ViTConfig(num_hidden_layers=1, image_size=8, patch_size=4, **sizes)
+
+
+def vit():
+    from transformers import ViTForImageClassification
+
+    return ViTForImageClassification(vit_config())
+
+
+def captions():
+    """Return a ViT before a GPT-2, whose configurations are inside another."""
+    from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+
+    parts = (vit_config(), gpt2().config)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    return VisionEncoderDecoderModel(config)
 
 
 CASES = {
@@ -313,13 +327,29 @@ def test_a_base_that_cannot_take_the_update_is_refused(how, tmp_path):
     [
         (gpt2, "wte"),
         (lambda: llama(tie_word_embeddings=True), "embed_tokens"),
+        (captions, "wte"),
     ],
-    ids=["unsaid", "said"],
+    ids=["unsaid", "said", "said of a part"],
 )
 def test_a_tied_weight_is_refused(build, target, tmp_path):
     made(tmp_path, build, [target])
     adapter = AdapterFolder.open(tmp_path / "adapter")
     with pytest.raises(ExportError, match=f"{target} shares its weight"):
+        bake(tmp_path / "base", adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_tied_weight_is_known_where_the_vocabulary_is_the_default(nested, tmp_path):
+    build = (lambda: llama(tie_word_embeddings=True)) if nested else gpt2
+    made(tmp_path, build, ["embed_tokens" if nested else "wte"])
+    file = tmp_path / "base" / "config.json"
+    content = json.loads(file.read_text())
+    del content["vocab_size"], content["tie_word_embeddings"]
+    made_for = {"architectures": ["Gemma3ForConditionalGeneration"]}
+    whole = {**made_for, "text_config": content} if nested else content
+    file.write_text(json.dumps(whole))
+    adapter = AdapterFolder.open(tmp_path / "adapter")
+    with pytest.raises(ExportError, match="shares its weight"):
         bake(tmp_path / "base", adapter, tmp_path / "out")
 
 

@@ -24,6 +24,12 @@ CONV1D = {
     "clvp": ("c_fc", "c_proj"),
 }
 """Model type -> layers whose weight is [in, out]: transformers' `Conv1D`."""
+INPUTS = (
+    *(".embed_tokens.weight", ".wte.weight", ".word_embeddings.weight"),
+    *(".word_embedding.weight", ".shared.weight", ".tok_embeddings.weight"),
+    *(".tokens_embed.weight", ".embed_in.weight", ".embeddings.weight"),
+)
+"""What the weight is called that has a row for each word of the vocabulary."""
 LANGUAGE = ("CausalLM", "LMHead", "MaskedLM", "ConditionalGeneration")
 """What the class of a model with an output over the vocabulary is called."""
 OUTPUTS = ("lm_head.weight", "embed_out.weight", "decoder.weight")
@@ -107,11 +113,11 @@ def targets_of(
         ExportError: no such tensor or one of another shape, or it is shared.
     """
     found: dict[str, Target] = {}
+    tied = _tied_rows(config, shapes)
     for module, stored in adapter.modules.items():
         named = names.get(module, "")
         name = named if named in shapes else _tensor(module, shapes, base)
-        tied = shapes[name][0] == _tied_rows(config, shapes)
-        if tied or name in found:
+        if shapes[name][0] in tied or name in found:
             raise ExportError(
                 f"{module} shares its weight with another layer",
                 where=str(base),
@@ -132,19 +138,26 @@ def targets_of(
 
 def _tied_rows(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> int | None:
+) -> set[int]:
     """Return the vocabulary's size if input and output share their weight.
 
     A configuration that does not say it means yes for a language model whose checkpoint
-    has no weight for the output.
+    has no weight for the output. One that leaves the size at its default has it in the
+    rows of the input's weight. The decoder of a composite model ties its own.
     """
+    inner = config.get("decoder")
+    rows = _tied_rows(inner, shapes) if isinstance(inner, Mapping) else set()
     text = config.get("text_config") or config
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     if tied is None:
         made_for = " ".join(config.get("architectures") or ())
         speaks = any(word in made_for for word in LANGUAGE)
         tied = speaks and not any(name.endswith(OUTPUTS) for name in shapes)
-    return text.get("vocab_size") if tied else None
+    if not tied:
+        return rows
+    if size := text.get("vocab_size"):
+        return {*rows, size}
+    return rows | {shapes[name][0] for name in shapes if f".{name}".endswith(INPUTS)}
 
 
 def _tensor(module: str, names: Mapping[str, Any], base: Path) -> str:
