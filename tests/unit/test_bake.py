@@ -61,6 +61,18 @@ def captions():
     return VisionEncoderDecoderModel(config)
 
 
+def neo_before_gpt2():
+    """Return two models with layers of the same name, Conv1D in the second alone."""
+    from transformers import EncoderDecoderConfig, EncoderDecoderModel, GPTNeoConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    neo = GPTNeoConfig(
+        vocab_size=50, num_layers=1, attention_types=[[["global"], 1]], **sizes
+    )
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(neo, gpt2().config)
+    return EncoderDecoderModel(config)
+
+
 CASES = {
     "sharded": (lambda: llama(tie_word_embeddings=False), ["q_proj", "down_proj"]),
     "embeddings": (
@@ -68,6 +80,8 @@ CASES = {
         ["embed_tokens", "lm_head", "v_proj"],
     ),
     "Conv1D, square ones too": (gpt2, ["c_attn", "c_proj"]),
+    "Conv1D in a composite model": (captions, ["c_attn", "c_proj", "q_attn"]),
+    "Conv1D in one part of it": (neo_before_gpt2, ["c_fc", "c_proj"]),
     "a convolution": (vit, ["projection", "classifier"]),
 }
 

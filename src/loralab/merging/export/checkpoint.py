@@ -22,6 +22,7 @@ CONV1D = {
     "imagegpt": ("c_attn", "c_proj", "c_fc", "q_attn"),
     "openai-gpt": ("c_attn", "c_proj", "c_fc"),
     "clvp": ("c_fc", "c_proj"),
+    "clvp_decoder": ("c_fc", "c_proj"),
 }
 """Model type -> layers whose weight is [in, out]: transformers' `Conv1D`."""
 INPUTS = (
@@ -189,6 +190,19 @@ def _transposed(
     out, into = update
     if kind.name == "convolution":
         return False if weight == (out, *kind.inner) else None
-    layers = CONV1D.get(str(config.get("model_type")), ())
-    flipped = kind.transposed or module.rpartition(".")[2] in layers
+    flipped = kind.transposed or module.rpartition(".")[2] in _conv1d(config, module)
     return flipped if weight == ((into, out) if flipped else (out, into)) else None
+
+
+def _conv1d(config: Mapping[str, Any], module: str) -> set[str]:
+    """Return the layers that are Conv1D in the model that a module is in.
+
+    A composite model has a configuration for each of those inside it; where the path
+    begins with the name of one, as in ``decoder.transformer.wte``, that one decides.
+    """
+    name, _, rest = module.partition(".")
+    if isinstance(part := config.get(name), Mapping):
+        return _conv1d(part, rest)
+    inner = [part for part in config.values() if isinstance(part, Mapping)]
+    layers = set(CONV1D.get(str(config.get("model_type")), ()))
+    return layers.union(*(_conv1d(part, "") for part in inner))
