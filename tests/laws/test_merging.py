@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from loralab import registry
 from loralab.lowrank.factors import Factors, frobenius_norm
+from loralab.lowrank.sketch import Sketcher
 from loralab.lowrank.update import Update, frobenius
+from loralab.merging.layer import Layer
 from loralab.merging.merge import MergedLayer, scale_of
 from loralab.merging.method import method
 from tests.merging import dense, dense_update, drawn_layer
@@ -179,6 +181,32 @@ CLAIMS = [
 def test_a_method_keeps_the_laws_that_it_claims(name, law, params, shape, ranks, seed):
     layer, random = layer_for(METHODS[name], shape, tuple(ranks), seed)
     LAWS[law](method(name, **params), layer, random)
+
+
+def sketch_of_full_rank(inner, seed):
+    """Return the sketch of inputs whose spread falls to a thousandth: D is rounding."""
+    random = torch.Generator().manual_seed(seed)
+    made = Sketcher(inner)
+    spread = torch.logspace(0, -3, inner, dtype=torch.float64)
+    turn = torch.linalg.qr(_normal(random, inner, inner)).Q
+    made.add((_normal(random, 300, inner) * spread) @ turn)
+    return made.sketch()
+
+
+SINGLE = [(name, params) for name, law, params in CLAIMS if law == "identity"] + [
+    ("regmean", {"alpha": 1.0}),
+    ("core-space", {"inner": {"name": "regmean", "params": {"alpha": 1.0}}}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), SINGLE)
+def test_one_adapter_merges_to_itself_in_single_precision_too(name, params):
+    task = drawn_layer((40, 64), (3,), 1).tasks[0]
+    inputs = (sketch_of_full_rank(64, 1),)
+    lone = Layer("w", (task,), inputs, dtype=torch.float32)
+    found = result(method(name, **params), lone).double()
+    apart = float((found - dense(task)).norm() / dense(task).norm())
+    assert apart <= 1e-5, f"{apart:.2g} of the update apart"
 
 
 # --- nothing is claimed or left out by accident

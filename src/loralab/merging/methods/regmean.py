@@ -21,10 +21,12 @@ of (T·k) × (T·k), and no in × in matrix is made:
     (Σ G_t)⁻¹ = D⁻¹ − D⁻¹X (I + XᵀD⁻¹X)⁻¹ XᵀD⁻¹
 
 To each G_t is added ε·mean(d_t)·I, ε = 1e-6: an input that is 0 in all tasks has no
-least-squares solution, and gets the mean of the updates so. The paper's moments are
-sums over a task's rows; here they are means over its tokens, as in FusionBench, so that
-a task does not weigh more because it was sketched on more. A task that leaves the layer
-alone and has no sketch of it has no say.
+least-squares solution, and gets the mean of the updates so. A sketch of full rank with
+α = 1 leaves no more than that in D, and ZᵀZ is as large as 1 / ε: this algebra is in
+float64, whatever the layer's dtype, and what it gives is rounded once. The paper's
+moments are sums over a task's rows; here they are means over its tokens, as in
+FusionBench, so that a task does not weigh more because it was sketched on more. A task
+that leaves the layer alone and has no sketch of it has no say.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ from loralab.registry import register
 
 RIDGE = 1e-6
 """ε, relative to the mean of a moment's diagonal."""
+EXACT = torch.float64
+"""What moments are in, for the sake of their inverse."""
 
 
 class RegMeanParams(Normed):
@@ -70,7 +74,7 @@ def regmean(params: RegMeanParams, layer: Layer) -> Update:
         AdapterError: a task has no sketch of its inputs to this layer.
     """
     parts = [
-        (task, *_moment(sketch, params.alpha, layer.dtype))
+        (task, *_moment(sketch, params.alpha))
         for task, sketch in zip(layer.tasks, _sketches(layer), strict=True)
         if sketch is not None
     ]
@@ -80,9 +84,9 @@ def regmean(params: RegMeanParams, layer: Layer) -> Update:
     D = torch.stack([D_t for _, _, D_t in parts]).sum(0)
     if not D.any():  # no task has an input here that is not 0
         return layer.space.update(layer.space.total / len(parts))
-    A = [_times(task.A.to(layer.dtype), X_t, D_t) for task, X_t, D_t in parts]
+    A = torch.cat([_times(task.A.to(EXACT), X_t, D_t) for task, X_t, D_t in parts])
     B = [task.scale * task.B.to(layer.dtype) for task, _, _ in parts]
-    return spanned(_over(torch.cat(A), X, D), torch.cat(B, dim=1), 1.0)
+    return spanned(_over(A, X, D).to(layer.dtype), torch.cat(B, dim=1), 1.0)
 
 
 def _sketches(layer: Layer) -> list[Sketch | None]:
@@ -103,10 +107,10 @@ def _sketches(layer: Layer) -> list[Sketch | None]:
     return list(layer.inputs)
 
 
-def _moment(sketch: Sketch, alpha: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _moment(sketch: Sketch, alpha: float) -> tuple[Tensor, Tensor]:
     """Return X and D of G = X·Xᵀ + diag(D), shrunk and with its ridge."""
-    X, D = sketch.shrunk(alpha, dtype)
-    return X, D + RIDGE * sketch.diagonal.to(dtype).mean()
+    X, D = sketch.shrunk(alpha, EXACT)
+    return X, D + RIDGE * sketch.diagonal.to(EXACT).mean()
 
 
 def _times(A: Tensor, X: Tensor, D: Tensor) -> Tensor:
