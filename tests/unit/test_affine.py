@@ -87,6 +87,26 @@ def test_mse_is_never_worse_than_minmax(drawn, dtype):
     assert (fitted <= plain * (1 + 1e-5) + 1e-30).all()
 
 
+@pytest.mark.parametrize("clipping", ["minmax", "mse"])
+@pytest.mark.parametrize("std", [0.004, 0.001, 1e-5])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_scale_may_be_a_subnormal_of_fp16(bits, std, clipping):
+    drawn = std * torch.randn(16, 128, generator=torch.Generator().manual_seed(0))
+    for weight in (drawn, drawn + 2 * std):
+        wide = squared(weight, quantize(weight, bits, 32, clipping))
+        packed = quantize(weight, bits, 32, clipping, torch.float16)
+        assert (packed.scales > 0).all()
+        assert squared(weight, packed).sum().sqrt() < 1.5 * wide.sum().sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_is_subnormal_in_fp32_too_is_not_taken(dtype):
+    weight = 1e-38 * torch.linspace(-1, 1, 32)[None]
+    packed = quantize(weight, 8, 32, dtype=dtype)
+    assert packed.scales.item() == 1
+    assert float(dequantize(packed).abs().max()) <= 1e-38
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_mse_is_better_where_there_is_an_outlier(bits):
     weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(0))

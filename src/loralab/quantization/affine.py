@@ -152,6 +152,30 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     return torch.stack(planes, -1).flatten(-2)[..., :count]
 
 
+def _least(dtype: torch.dtype) -> float:
+    """Return the smallest scale: subnormal in `dtype`, but not where values are made.
+
+    Those of fp16 begin at 6e-5, the step of 8 bits for weights of 0.004, and are normal
+    in fp32.
+    """
+    info = torch.finfo(dtype)
+    work = torch.finfo(torch.promote_types(dtype, torch.float32))
+    return max(info.tiny * info.eps, work.tiny)
+
+
+def _rounded(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return scales in `dtype`, subnormals rounded up.
+
+    They have few digits, and 2^b steps of one that is too small leave out much of a
+    group's span.
+    """
+    least, tiny = _least(dtype), torch.finfo(dtype).tiny
+    if least < tiny:
+        up = (scales / least).ceil() * least
+        scales = torch.where(scales < tiny, up, scales)
+    return scales.to(dtype)
+
+
 def _grid(low: torch.Tensor, high: torch.Tensor, bits: int, dtype: torch.dtype) -> Grid:
     """Return scales and zeros that span low … high, rounded to `dtype`.
 
@@ -159,10 +183,10 @@ def _grid(low: torch.Tensor, high: torch.Tensor, bits: int, dtype: torch.dtype) 
     the magnitude of its middle as its scale: never 0, since zeros are divided by it.
     """
     span, middle, tiny = high - low, (low + high) / 2, torch.finfo(dtype).tiny
-    scales = (span / (2**bits - 1)).to(dtype)
+    least, scales = _least(dtype), _rounded(span / (2**bits - 1), dtype)
     zeros = (-low / scales.to(low.dtype)).to(dtype)
     ulp = torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
-    fits = (span > ulp) & (scales >= tiny) & zeros.isfinite()
+    fits = (span > ulp.clamp(min=least)) & (scales >= least) & zeros.isfinite()
     flat = middle.abs().to(dtype)
     flat = torch.where(flat < tiny, torch.ones_like(flat), flat)
     at = (-middle / flat.to(low.dtype)).to(dtype)
@@ -195,9 +219,9 @@ def _fitted(w_OGg: torch.Tensor, grid: Grid, bits: int) -> Grid:
     about = codes - mean_code.unsqueeze(-1)
     scales = (about * w_OGg).sum(-1) / about.square().sum(-1)
     zeros = mean_code - mean_w / scales
-    tiny = torch.finfo(grid[0].dtype).tiny
+    least = _least(grid[0].dtype)
     new = scales.to(grid[0].dtype), zeros.to(grid[1].dtype)
-    good = new[1].isfinite() & new[0].isfinite() & (new[0] >= tiny)  # one code: 0 / 0
+    good = new[1].isfinite() & new[0].isfinite() & (new[0] >= least)  # one code: 0 / 0
     return torch.where(good, new[0], grid[0]), torch.where(good, new[1], grid[1])
 
 
