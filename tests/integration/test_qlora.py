@@ -9,9 +9,11 @@ from loralab import compose, train
 from loralab.adapters.attach import attach
 from loralab.config import ModelConfig, PEFTConfig
 from loralab.errors import AdapterError, LoralabError
-from loralab.inference.load import load_adapter
+from loralab.evaluation.multitask import MultiTaskEvaluator
+from loralab.inference.load import load_adapter, merged_of
 from loralab.models.base import load_base
 from loralab.models.empty import empty_base
+from loralab.publishing.card import model_card
 from loralab.training.plan import plan
 from loralab.training.prepare import prepare
 from tests.cli import loralab
@@ -191,6 +193,41 @@ def test_a_plan_knows_what_the_base_takes(name, llama):
     }
     totals = [attach(base, PEFTConfig()).total for base in (empty, loaded)]
     assert totals[0] == totals[1]
+
+
+def logits_of(loaded):
+    with torch.no_grad():
+        return loaded.model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+
+
+@pytest.mark.parametrize("own", ["peft=qa-lora", "peft.params.init=loftq", EXACT])
+def test_a_merge_stays_with_the_base_that_training_saw(own, llama, tmp_path):
+    words = [*SMALL, llama, "training.max_steps=2", own]
+    runs, out = tmp_path / "runs", tmp_path / "merged"
+    run = train(compose("chatterbot", words), runs)
+    float_run = train(compose("chatterbot", [*SMALL, llama]), runs)
+    merge = ["merge", run.path, "--method", "cat", "--out"]
+    assert loralab(*merge, out).code == 0
+    torch.testing.assert_close(
+        logits_of(merged_of(out, dtype="fp32")), logits_of(load_adapter(run)),
+        atol=1e-5, rtol=1e-5,
+    )  # fmt: skip
+    mixed = loralab(*merge, tmp_path / "mixed", float_run.path)
+    assert mixed.code == 2 and "of different bases" in mixed.err
+    folder = llama.removeprefix("model.path=")
+    baked = loralab(*merge, tmp_path / "baked", "--bake", folder, "--json")
+    if own == EXACT:  # usual practice, and said
+        (told,) = json.loads(baked.out)["baked"]["warnings"]
+        assert "stored as nf4-dq" in told
+    else:
+        assert baked.code == 2 and "rewritten by" in baked.err, baked.err
+        assert "route qa-lora" in baked.err
+        again = ["merge", out, "--method", "cat", "--out", tmp_path / "twice"]
+        assert loralab(*again, "--bake", folder).code == 2
+        with pytest.raises(AdapterError, match="rewritten"):
+            MultiTaskEvaluator([run])
+    usage = model_card(run).partition("## Use")[2]
+    assert ("loralab infer" in usage) == (own != EXACT)
 
 
 @pytest.mark.slow

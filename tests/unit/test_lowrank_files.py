@@ -20,13 +20,12 @@ from tests.merging import drawn_sketch
 
 from loralab.errors import AdapterError
 from loralab.lowrank.files import (
-    NOTE,
     WEIGHTS,
     AdapterFolder,
     read_adapter,
     write_adapter,
 )
-from loralab.lowrank.settings import CONFIG
+from loralab.lowrank.settings import CONFIG, NOTE
 from loralab.lowrank.sketch import write_sketches
 from loralab.models.quiet import quiet_libraries
 

@@ -280,6 +280,34 @@ def test_a_fingerprint_tells_more_than_a_name(tmp_path):
         state.add(noted("tuned", 3, "b" * 64, "org/base"))
 
 
+def test_what_training_made_of_a_base_makes_another_of_it(tmp_path):
+    def noted(name, seed, **form):
+        folder = adapter(tmp_path / name, seed)
+        note = {"base": {"fingerprint": "a" * 64, **form}}
+        (folder / "loralab.json").write_text(json.dumps(note))
+        return folder
+
+    nf4 = {"name": "nf4", "params": {"rest": "bf16"}}
+    rewritten = {"name": "qa-lora", "params": {"bits": 4, "target_modules": ["q"]}}
+    old = noted("old", 1)  # of before these keys
+    state = made(tmp_path / "state", [old])
+    state.add(noted("new", 2, storage=None, rewritten=None))
+    with pytest.raises(MergeError, match="stored as nf4 rest=bf16, and in float"):
+        state.add(noted("stored", 3, storage=nf4))
+    with pytest.raises(MergeError, match="by qa-lora bits=4 target_modules=q, and in"):
+        state.add(noted("pooled", 4, rewritten=rewritten))
+    both = made(tmp_path / "both", [tmp_path / "pooled"])
+    both.add(noted("twin", 5, rewritten=rewritten))
+    with pytest.raises(MergeError, match="bits=4"):
+        other = {**rewritten, "params": {**rewritten["params"], "bits": 8}}
+        both.add(noted("finer", 6, rewritten=other))
+    out = both.export(tmp_path / "out").folder
+    (out / "loralab.json").unlink(missing_ok=True)
+    assert AdapterFolder.open(out).base.rewritten == rewritten
+    both.add(noted("plain", 7), force=True)
+    assert AdapterFolder.open(both.export(tmp_path / "mix").folder).base.form == ""
+
+
 def test_two_tasks_of_one_name_are_refused(tmp_path, adapters):
     state = made(tmp_path / "state", adapters[:1])
     with pytest.raises(MergeError, match="called one already"):

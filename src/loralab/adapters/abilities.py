@@ -71,6 +71,16 @@ def abilities_of(name: str, params: dict[str, Any]) -> Abilities:
     return replace(able, **limits)
 
 
+def is_native(config: PEFTConfig) -> bool:
+    """Tell whether a method changes the base, or trains tensors of it.
+
+    Then plain PEFT on the plain base is not what was trained.
+    """
+    entry = registry.get("PEFT method", config.name)
+    params = entry.schema(**config.params)
+    return bool(getattr(params, "native", entry.facts.get("native", False)))
+
+
 OTHERS = "`loralab methods` lists the methods that can"
 
 

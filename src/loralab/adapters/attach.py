@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab import registry
-from loralab.adapters.abilities import require
+from loralab.adapters.abilities import is_native, require
 from loralab.adapters.adalora import EPSILON
 from loralab.adapters.allotment import Allotment, allot
 from loralab.adapters.calibration import Batches
@@ -119,8 +119,7 @@ def restore(
         return model
     entry = registry.get("PEFT method", config.name)
     params = entry.schema(**config.params)
-    native = getattr(params, "native", entry.facts.get("native", False))
-    if not native:
+    if not is_native(config):
         model = _from_folder(loaded, folder)
         load_weights(model, folder)
         return model

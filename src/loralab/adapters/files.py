@@ -57,6 +57,7 @@ def save_adapter(
     state: dict[str, Any],
     method: str = "lora",
     plain: Plain | None = None,
+    rewritten: dict[str, Any] | None = None,
 ) -> None:
     """Write everything that is needed to use the adapter.
 
@@ -68,6 +69,7 @@ def save_adapter(
         state: What the task learnt from rows.
         method: The PEFT method that was trained.
         plain: Makes the plain LoRA that is written instead of what was trained.
+        rewritten: What the method made of the base, see `adapters/rewriting.py`.
     """
     if plain is None:
         save_weights(model, folder)
@@ -83,6 +85,7 @@ def save_adapter(
             "fingerprint": loaded.fingerprint,
             "dtype": loaded.numerics.dtype,
             "storage": told(loaded.storage),
+            "rewritten": rewritten,
         },
         "task": task.model_dump(mode="json"),
         "task_state": state,

@@ -90,7 +90,8 @@ def base_of(
     """Return the folder of the base that is to be baked into.
 
     Raises:
-        AdapterError: it is not the one that the adapters were trained on.
+        AdapterError: it is not the one that the adapters were trained on, or their
+            method made another of it.
     """
     if text is None:
         return None
@@ -107,6 +108,16 @@ def base_of(
             why="an update is a difference to the very weights it was trained on",
             fix="--bake that base, or --force",
         )
+    for source in () if force else sources:
+        if source.base.rewritten:
+            raise AdapterError(
+                f"trained on {source.base.name} {source.base.form}, "
+                f"and {text} is as it was before",
+                where=source.name,
+                why="an update is a difference to the very weights it was trained on",
+                fix="quantize the run (loralab quantize; of qa-lora with --route "
+                "qa-lora), or train lora, whose base stays as it is; or --force",
+            )
     return folder
 
 

@@ -92,6 +92,13 @@ def load_task(
     folder = run.require_adapter()
     note = read_note(folder)
     check_base(note, base, folder)
+    if rewritten := note["base"].get("rewritten"):
+        raise AdapterError(
+            f"trained on a base that {rewritten['name']} had rewritten",
+            where=str(folder),
+            why="a merged update is added to the float weights of before",
+            fix="measure such adapters one by one: loralab evaluate",
+        )
     task = get_preprocessor(run.config.task)
     task.restore(note["task_state"])
     if task.head != base.head:

@@ -8,6 +8,7 @@ from typing import Any
 
 from loralab.adapters.attach import restore
 from loralab.adapters.files import check_base, read_note, template_hash
+from loralab.adapters.rewriting import rewrite
 from loralab.config import (
     ExperimentConfig,
     ModelConfig,
@@ -141,6 +142,8 @@ def _on_base(
         base.processor = load_processor(folder, task.head)
     task.prepare(base.processor)
     check_template(note, base.processor, folder)
+    if head and (rewritten := note["base"].get("rewritten")):
+        rewrite(base, rewritten)  # a method that is restored does it itself
     model = restore(base, peft, folder, head)
     return LoadedAdapter(model.eval(), base, task, peft, folder)
 

@@ -10,7 +10,8 @@ from loralab.errors import AdapterError, RunError
 from loralab.inference.artefact import load_artefact
 from loralab.inference.baked import load_baked
 from loralab.inference.load import Loaded, adapter_of, merged_of
-from loralab.lowrank.files import AdapterFolder, Base
+from loralab.lowrank.base import Base
+from loralab.lowrank.files import AdapterFolder
 from loralab.lowrank.settings import CONFIG
 from loralab.merging.export.bake import RECORD as BAKED
 from loralab.merging.export.exported import FORMAT_VERSION, RECORD

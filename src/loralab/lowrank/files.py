@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from loralab.errors import AdapterError
+from loralab.lowrank.base import Base, read_base
 from loralab.lowrank.factors import Factors
-from loralab.lowrank.settings import CONFIG, NOTE, plain_config, read_config, scale_of
+from loralab.lowrank.settings import CONFIG, plain_config, read_config, scale_of
 from loralab.lowrank.sketch import INPUTS, Sketch, Sketched
 from loralab.lowrank.stream import Spec, TensorFile, write_tensors
 from loralab.runs.files import atomic_directory, sha256_file
@@ -90,21 +91,6 @@ class Kind:
         A, B = self.shapes(factors.shape, factors.rank)
         pair = (factors.A.reshape(A), factors.B.reshape(B))
         return dict(zip(self.names(module), pair, strict=True))
-
-
-@dataclass(frozen=True)
-class Base:
-    """The base that an adapter was trained on, as far as its folder says.
-
-    Attributes:
-        name: ``base_model_name_or_path``; None where nothing is said.
-        revision: Of the hub.
-        fingerprint: Of the base's weights, where loralab wrote the adapter.
-    """
-
-    name: str | None
-    revision: str | None
-    fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -229,20 +215,7 @@ class AdapterFolder:
     @cached_property
     def base(self) -> Base:
         """The base that it was trained on, as far as the folder says."""
-        note: dict[str, Any] = {}
-        file = self.path / NOTE
-        if file.exists():
-            try:
-                note = json.loads(file.read_text(encoding="utf-8")).get("base") or {}
-            except (OSError, ValueError, AttributeError) as error:
-                raise AdapterError(
-                    f"{NOTE} cannot be read", where=str(self.path), why=str(error)
-                ) from None
-        return Base(
-            name=self.config.get("base_model_name_or_path") or note.get("path"),
-            revision=self.config.get("revision") or note.get("revision"),
-            fingerprint=note.get("fingerprint"),
-        )
+        return read_base(self.path, self.config)
 
     @cached_property
     def digest(self) -> str:

@@ -24,6 +24,8 @@ from loralab.errors import AdapterError
 CONFIG = "adapter_config.json"
 NOTE = "loralab.json"
 """Beside an adapter of ours: its ``base.fingerprint`` is that of the base's weights."""
+MERGED = "merge.json"
+"""Beside a merged adapter: how it was made, and of which adapters and bases."""
 NOT_PLAIN = (
     "use_dora",
     "use_qalora",

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from loralab.adapters.abilities import is_native
+from loralab.config import PEFTConfig
 from loralab.config.compose import read_plain
 from loralab.evaluation.intervals import Interval
 from loralab.reporting.renderers import escape_markdown, to_markdown
@@ -53,7 +55,7 @@ def model_card(run: Run, license_id: str | None = None) -> str:
         _listed("How it is stored", _storage(content, note)),
         *_results(run),
         _parity(run),
-        _usage(content, note),
+        _usage(content, config, note),
         "Sizes and sha256 of all files are in `manifest.json`; the whole configuration "
         "is `config.yaml`.",
     ]
@@ -115,6 +117,12 @@ def _front_matter(
     more = [method or "lora"] if adapter else [_format(note)[0], note.get("engine", "")]
     found["tags"] = ["loralab", *(tag for tag in more if tag)]
     return found
+
+
+def _is_native(config: Mapping[str, Any]) -> bool:
+    """Tell whether a run's method changes the base that its adapter stands on."""
+    peft = config.get("peft")
+    return bool(peft) and is_native(PEFTConfig.model_validate(peft))
 
 
 def _opening(
@@ -247,9 +255,15 @@ def _parity(run: Run) -> str:
     return "\n".join(["## Parity", "", f"Compared with `{of}`: {verdict}.", "", *lines])
 
 
-def _usage(content: Mapping[str, Any], note: Mapping[str, Any]) -> str:
-    """Return how an adapter is used with PEFT alone, or an artefact from its folder."""
-    if content["kind"] != "adapter":
+def _usage(
+    content: Mapping[str, Any], config: Mapping[str, Any], note: Mapping[str, Any]
+) -> str:
+    """Return how it is used: with PEFT alone, where the base is as PEFT loads it.
+
+    An artefact is used from its folder, and so is an adapter whose method rewrites its
+    base, or trains that base's own tensors: only loralab does the same to it again.
+    """
+    if content["kind"] != "adapter" or _is_native(config):
         line = 'loralab infer "FOLDER OF THESE FILES" "A TEXT"'
         return "\n".join(["## Use", "", "```bash", line, "```"])
     path = str(_base(content, note).get("path", ""))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralab.adapters.files import load_weights, save_adapter
+from loralab.adapters.rewriting import rewriting
 from loralab.config import ExperimentConfig
 from loralab.config.arguments import to_training_arguments
 from loralab.data.rows import near_lines
@@ -377,6 +378,7 @@ def _save(run: Run, prepared: Prepared) -> None:
             prepared.task_state,
             prepared.config.peft.name,
             prepared.attached.plain,
+            rewriting(prepared.config.peft, prepared.attached.modules),
         )
 
 

@@ -91,6 +91,11 @@ class LoraParams(TargetParams):
         return self.init == "loftq"
 
     @property
+    def rewrites(self) -> dict[str, Any] | None:
+        """The params that tell what attaching makes of the base for good."""
+        return {"init": self.init} if self.native else None
+
+    @property
     def limits(self) -> dict[str, str]:
         """What this variant cannot do though LoRA can, with the reason."""
         found: dict[str, str] = {}

@@ -35,6 +35,11 @@ class QALoraParams(TargetParams):
         "minmax", description="a group's extremes, or the least squared error"
     )
 
+    @property
+    def rewrites(self) -> dict[str, Any]:
+        """The params that tell what attaching makes of the base for good."""
+        return {key: getattr(self, key) for key in ("bits", "group_size", "clipping")}
+
 
 def qa_lora_config(params: QALoraParams, targets: Sequence[str] | str) -> LoraConfig:
     """Return PEFT's configuration, with the layer for quantized modules registered.

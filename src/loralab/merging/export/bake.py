@@ -129,7 +129,7 @@ def bake(
             stream = _baked(file, adapter, targets, heads, weights)
             write_tensors(temporary / name, file.tensors, stream, file.metadata)
         left_out = _copy_others(base, temporary, shards)
-        found = _told(out, weights, heads, left, left_out)
+        found = _told(out, weights, heads, left, left_out, adapter.base.form)
         text = json.dumps(_record(found, adapter), indent=1)
         (temporary / RECORD).write_text(text, encoding="utf-8")
     for warning in found.warnings:
@@ -231,11 +231,17 @@ def _told(
     heads: Mapping[str, str],
     left: tuple[str, ...],
     left_out: list[str],
+    form: str,
 ) -> Baked:
     update = math.hypot(*(weight.update for weight in weights))
     lost = math.hypot(*(w.update * w.relative_rounding for w in weights))
     share = lost / update if update else 0.0
     told = []
+    if form:
+        told.append(
+            f"the base that the adapter was trained on was {form}, and the float base "
+            "with the adapter in it is another: evaluate it before it is used"
+        )
     if share > SWALLOWED:
         told.append(
             f"rounding to the base's dtype lost {percent(share, 0)} of the update"

@@ -12,6 +12,7 @@ import torch
 
 from loralab import __version__
 from loralab.lowrank.files import AdapterFolder
+from loralab.lowrank.settings import MERGED
 from loralab.merging.export.cut import CutLayer
 from loralab.merging.export.heads import Heads, head_index
 from loralab.merging.export.room import Room, energy_of, rank_that_keeps
@@ -19,8 +20,7 @@ from loralab.merging.method import Method
 from loralab.units import percent
 
 FORMAT_VERSION = 1
-RECORD = "merge.json"
-"""Beside an exported adapter: how it was made."""
+RECORD = MERGED
 DTYPES = {
     "fp64": torch.float64,
     "fp32": torch.float32,

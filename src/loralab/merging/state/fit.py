@@ -2,8 +2,8 @@
 
 An update is a difference to certain weights, so that the sum of two of different bases
 means nothing, though every shape fits. What tells the base is the fingerprint of its
-weights, where loralab wrote both adapters, and otherwise its name. The same adapter
-twice is nearly always a slip of a path.
+weights and what storage or a method made of them, where loralab wrote both adapters,
+and otherwise its name. The same adapter twice is nearly always a slip of a path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from loralab.errors import MergeError
-from loralab.lowrank.files import WEIGHTS, AdapterFolder, Base
+from loralab.lowrank.base import Base
+from loralab.lowrank.files import WEIGHTS, AdapterFolder
 from loralab.merging.merge import shapes_of
 from loralab.runs.files import sha256_file
 
@@ -95,7 +96,9 @@ def other_base(one: Base, other: Base) -> str:
     """Say how two bases differ; nothing where they may be the same."""
     if one.fingerprint and other.fingerprint:
         if one.fingerprint == other.fingerprint:
-            return ""
+            forms = [base.form or "in float" for base in (other, one)]
+            same = (one.storage, one.rewritten) == (other.storage, other.rewritten)
+            return "" if same else f"{other.name} {forms[0]}, and {forms[1]}"
         prints = (one.fingerprint[:12], other.fingerprint[:12])
         return f"{other.name} ({prints[1]}) and {one.name} ({prints[0]})"
     if one.name and other.name and one.name != other.name:
