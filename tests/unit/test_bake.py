@@ -367,6 +367,19 @@ def test_a_tied_weight_is_known_where_the_vocabulary_is_the_default(nested, tmp_
         bake(tmp_path / "base", adapter, tmp_path / "out")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_weight_that_was_saved_in_full_is_refused(tied, tmp_path):
+    saved = {"modules_to_save": ["embed_tokens"]}
+    made(tmp_path, lambda: llama(tie_word_embeddings=tied), ["q_proj"], **saved)
+    adapter = AdapterFolder.open(tmp_path / "adapter")
+    if tied:
+        with pytest.raises(ExportError, match="embed_tokens shares its weight"):
+            bake(tmp_path / "base", adapter, tmp_path / "out")
+        adapter.config["ensure_weight_tying"] = True  # the output was trained with it
+    found = bake(tmp_path / "base", adapter, tmp_path / "out")
+    assert found.replaced == ("model.embed_tokens.weight",)
+
+
 def test_positions_are_not_tied(tmp_path):
     made(tmp_path, gpt2, ["wpe"])
     adapter = AdapterFolder.open(tmp_path / "adapter")

@@ -30,7 +30,14 @@ from loralab.lowrank.stream import (
     full_disk_told,
     write_tensors,
 )
-from loralab.merging.export.checkpoint import Target, read_config, shards_of, targets_of
+from loralab.merging.export.checkpoint import (
+    Target,
+    read_config,
+    shards_of,
+    shared,
+    targets_of,
+    tied_rows,
+)
 from loralab.runs.files import atomic_directory
 from loralab.units import percent
 
@@ -120,7 +127,7 @@ def bake(
         name: spec[1] for file in shards.values() for name, spec in file.tensors.items()
     }
     targets = targets_of(adapter, shapes, config, base, names or {})
-    heads, left = _heads(adapter, shapes)
+    heads, left = _heads(adapter, shapes, tied_rows(config, shapes), base)
     out.parent.mkdir(parents=True, exist_ok=True)
     check_space(out.parent, sum(file.path.stat().st_size for file in shards.values()))
     weights: list[BakedWeight] = []
@@ -138,13 +145,19 @@ def bake(
 
 
 def _heads(
-    adapter: AdapterFolder, shapes: Mapping[str, tuple[int, ...]]
+    adapter: AdapterFolder,
+    shapes: Mapping[str, tuple[int, ...]],
+    tied: set[int],
+    base: Path,
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return base tensor -> the adapter's that replaces it, and what finds no place."""
     heads, left = {}, []
+    both = adapter.config.get("ensure_weight_tying")  # trained as one, too
     for stored, (_, shape) in adapter.rest_plan.items():
         name = stored.removeprefix(PREFIX)
         if shapes.get(name) == shape:
+            if len(shape) == 2 and shape[0] in tied and not both:
+                raise shared(name.removesuffix(".weight"), base)
             heads[name] = stored
         else:
             left.append(stored)

@@ -114,17 +114,12 @@ def targets_of(
         ExportError: no such tensor or one of another shape, or it is shared.
     """
     found: dict[str, Target] = {}
-    tied = _tied_rows(config, shapes)
+    tied = tied_rows(config, shapes)
     for module, stored in adapter.modules.items():
         named = names.get(module, "")
         name = named if named in shapes else _tensor(module, shapes, base)
         if shapes[name][0] in tied or name in found:
-            raise ExportError(
-                f"{module} shares its weight with another layer",
-                where=str(base),
-                why="one tensor cannot hold the update of one and not of the other",
-                fix="leave that layer out of the merge, or use the adapter unmerged",
-            )
+            raise shared(module, base)
         flipped = _transposed(module, stored.kind, stored.shape, shapes[name], config)
         if flipped is None:
             raise ExportError(
@@ -137,7 +132,17 @@ def targets_of(
     return found
 
 
-def _tied_rows(
+def shared(module: str, base: Path) -> ExportError:
+    """Return the refusal of a module whose weight is another layer's too."""
+    return ExportError(
+        f"{module} shares its weight with another layer",
+        where=str(base),
+        why="one tensor cannot hold the update of one and not of the other",
+        fix="leave that layer out of the merge, or use the adapter unmerged",
+    )
+
+
+def tied_rows(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> set[int]:
     """Return the vocabulary's size if input and output share their weight.
@@ -147,7 +152,7 @@ def _tied_rows(
     rows of the input's weight. The decoder of a composite model ties its own.
     """
     inner = config.get("decoder")
-    rows = _tied_rows(inner, shapes) if isinstance(inner, Mapping) else set()
+    rows = tied_rows(inner, shapes) if isinstance(inner, Mapping) else set()
     text = config.get("text_config") or config
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     if tied is None:
