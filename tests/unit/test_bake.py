@@ -241,6 +241,27 @@ def test_a_head_that_fits_is_taken_and_one_without_place_is_told(tmp_path):
     assert torch.equal(again.classifier.weight, tensors[name])
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [
+        (torch.nan, AdapterError, "holds NaN"),
+        (1e5, ExportError, "is not finite in torch.float16"),
+    ],
+)
+def test_a_head_that_is_not_finite_is_refused(value, kind, said, tmp_path):
+    made(tmp_path, vit, ["q_proj"], torch.float16, modules_to_save=["classifier"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    tensors["base_model.model.classifier.weight"][0, 0] = value
+    save_file(tensors, file)
+    adapter = AdapterFolder.open(tmp_path / "adapter")
+    stored = "vit.encoder.layer.0.attention.attention.query.weight"
+    names = dict.fromkeys(adapter.modules, stored)
+    with pytest.raises(kind, match=said):
+        bake(tmp_path / "base", adapter, tmp_path / "out", names)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_holds_the_old_weights_is_not_copied(tmp_path):
     made(tmp_path, gpt2, ["c_attn"])
     for name in ("pytorch_model.bin", "model.gguf", "tokenizer.json"):

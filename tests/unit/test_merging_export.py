@@ -315,6 +315,20 @@ def test_a_head_that_all_have_or_that_is_chosen_is_the_adapters(tmp_path):
     assert found.head == "trec-6-0123456789"
 
 
+def test_a_head_that_is_not_finite_is_not_written(tmp_path):
+    adapters = with_heads(tmp_path, [1, 2])
+    file = adapters[0].path / WEIGHTS
+    tensors = load_file(file)
+    tensors["base_model.model.head.weight"][0, 0] = torch.inf
+    save_file(tensors, file)
+    broken = AdapterFolder.open(adapters[0].path)
+    for taken in ([broken], [broken, adapters[1]]):  # inside, and beside
+        with pytest.raises(AdapterError, match="holds NaN or infinite"):
+            exported(tmp_path / "m", taken)
+    with pytest.raises(AdapterError, match="holds NaN"):
+        broken.rest()
+
+
 def test_what_tells_of_a_merge_is_not_of_a_merge_of_it(adapters, tmp_path):
     exported(tmp_path / "m", adapters)
     (tmp_path / "m" / "tuning.json").write_text("{}")

@@ -178,14 +178,7 @@ class AdapterFolder:
         exact = torch.float64 if stored.dtype == torch.float64 else torch.float32
         pair = []
         for name in stored.kind.names(module):
-            tensor = self.file.read(name).to(exact)
-            if not tensor.sum().isfinite() and not tensor.isfinite().all():
-                raise AdapterError(
-                    f"{name} holds NaN or infinite numbers",
-                    where=str(self.file.path),
-                    fix="the training that wrote it diverged: take an earlier state",
-                )
-            pair.append(tensor.flatten(1))
+            pair.append(self.saved(name).to(exact).flatten(1))
         A, B = pair
         return Factors(A, B.reshape(stored.shape[0], stored.rank), stored.scale)
 
@@ -209,8 +202,27 @@ class AdapterFolder:
         return {name: s for name, s in tensors.items() if not STORED.fullmatch(name)}
 
     def rest(self) -> dict[str, Tensor]:
-        """Return the tensors that are saved in full, by their stored names."""
-        return {name: self.file.read(name) for name in self.rest_plan}
+        """Return the tensors that are saved in full, by their stored names.
+
+        Raises:
+            AdapterError: see `saved`.
+        """
+        return {name: self.saved(name) for name in self.rest_plan}
+
+    def saved(self, name: str) -> Tensor:
+        """Return one tensor as it is stored.
+
+        Raises:
+            AdapterError: NaN or infinite numbers, or the file can no longer be read.
+        """
+        tensor = self.file.read(name)
+        if not all_finite(tensor):
+            raise AdapterError(
+                f"{name} holds NaN or infinite numbers",
+                where=str(self.file.path),
+                fix="the training that wrote it diverged: take an earlier state",
+            )
+        return tensor
 
     @cached_property
     def base(self) -> Base:
@@ -222,6 +234,12 @@ class AdapterFolder:
         """Return the sha256 of its content: of the sha256 of each of PEFT's files."""
         parts = [sha256_file(self.path / name) for name in (CONFIG, WEIGHTS)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether no number is NaN or infinite; a sum tells most without a copy."""
+    wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # float8 has no sum
+    return bool(wide.sum().isfinite() or wide.isfinite().all())
 
 
 def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from loralab.errors import ExportError
 from loralab.lowrank.factors import Factors
-from loralab.lowrank.files import PREFIX, AdapterFolder
+from loralab.lowrank.files import PREFIX, AdapterFolder, all_finite
 from loralab.lowrank.stream import (
     TensorFile,
     check_space,
@@ -174,7 +174,7 @@ def _baked(
     """Yield a shard's tensors, the adapter in those that it changes."""
     for name, (dtype, _) in file.tensors.items():
         if name in heads:
-            yield name, adapter.file.read(heads[name]).to(dtype)
+            yield name, _head(adapter, heads[name], name, dtype, file)
         elif name in targets:
             W, target = file.read(name), targets[name]
             if not dtype.is_floating_point or dtype.itemsize < 2:
@@ -194,6 +194,16 @@ def _baked(
             yield name, W
         else:
             yield name, file.read(name)
+
+
+def _head(
+    adapter: AdapterFolder, stored: str, name: str, dtype: torch.dtype, file: TensorFile
+) -> Tensor:
+    """Return what the adapter saved in full, in the dtype of the base's tensor."""
+    head = adapter.saved(stored).to(dtype)
+    if not all_finite(head):
+        raise ExportError(f"{name} is not finite in {dtype}", where=str(file.path))
+    return head
 
 
 def add(W: Tensor, factors: Factors, transposed: bool = False) -> tuple[float, float]:

@@ -239,7 +239,7 @@ def _write_weights(path: Path, plan: Plan, waiting: Waiting) -> None:
             yield from cut.kind.tensors(cut.name, factors).items()
         if inside := plan.heads.inside:
             for name in inside.rest_plan:
-                yield name, inside.file.read(name)
+                yield name, inside.saved(name)
 
     waiting.flush()
     tensors = _plan_of(plan.cuts, plan.ranks, plan.dtype, plan.heads)

@@ -119,7 +119,7 @@ def write_heads(folder: Path, heads: Heads) -> None:
         file = folder / FOLDER / f"{stem}.safetensors"
         file.parent.mkdir(exist_ok=True)
         if adapter.rest_plan:
-            stream = ((name, adapter.file.read(name)) for name in adapter.rest_plan)
+            stream = ((name, adapter.saved(name)) for name in adapter.rest_plan)
             write_tensors(file, adapter.rest_plan, stream, {"format": "pt"})
         note = adapter.path / NOTE
         if note.exists():
