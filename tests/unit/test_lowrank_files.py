@@ -22,6 +22,7 @@ from loralab.errors import AdapterError
 from loralab.lowrank.files import (
     WEIGHTS,
     AdapterFolder,
+    other_files,
     read_adapter,
     write_adapter,
 )
@@ -255,6 +256,15 @@ def test_the_broken_layer_alone_is_refused_when_its_turn_comes(plain, tmp_path):
     assert opened.factors("gpt").rank == 2
     with pytest.raises(AdapterError, match="diverged"):
         opened.factors("linear")
+
+
+def test_what_a_trainer_left_beside_the_adapter_stays_there(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "a")
+    before = {file.name for file in other_files(tmp_path / "a")}
+    for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "vocab.txt"):
+        (tmp_path / "a" / name).write_text("x")
+    after = {file.name for file in other_files(tmp_path / "a")}
+    assert after - before == {"vocab.txt"}
 
 
 def test_a_pickle_is_never_loaded(plain, tmp_path):

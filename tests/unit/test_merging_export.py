@@ -329,6 +329,17 @@ def test_a_head_that_is_not_finite_is_not_written(tmp_path):
         broken.rest()
 
 
+def test_a_task_called_as_the_index_keeps_its_note(tmp_path):
+    for adapter in with_heads(tmp_path, [1, 2]):
+        (adapter.path / NOTE).write_text(json.dumps({"task": adapter.name}))
+    (tmp_path / "t0").rename(tmp_path / "index")
+    folders = [tmp_path / name for name in ("index", "t1")]
+    exported(tmp_path / "m", [AdapterFolder.open(folder) for folder in folders])
+    entry = head_index(tmp_path / "m")["index"]
+    note = json.loads((tmp_path / "m" / "heads" / entry["note"]).read_text())
+    assert note == {"task": "t0"}
+
+
 def test_what_tells_of_a_merge_is_not_of_a_merge_of_it(adapters, tmp_path):
     exported(tmp_path / "m", adapters)
     (tmp_path / "m" / "tuning.json").write_text("{}")

@@ -40,6 +40,8 @@ from loralab.runs.files import atomic_directory, sha256_file
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of what a trainer's checkpoint holds beside the adapter."""
 PREFIX = "base_model.model."
 STORED = re.compile(
     rf"{re.escape(PREFIX)}(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))"
@@ -380,8 +382,10 @@ def write_adapter(
 def other_files(folder: Path) -> Iterator[Path]:
     """Yield what stands beside PEFT's two files and belongs to other weights too.
 
-    Sorted; a sketch of inputs is of these weights alone.
+    Sorted; a sketch of inputs is of these weights alone, and a pickle (a trainer's
+    optimizer, its arguments) of the training that made them.
     """
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name not in (CONFIG, WEIGHTS, INPUTS):
+        own = file.name in (CONFIG, WEIGHTS, INPUTS) or file.suffix in PICKLES
+        if file.is_file() and not own:
             yield file

@@ -110,7 +110,7 @@ def write_heads(folder: Path, heads: Heads) -> None:
     if not heads.beside:
         return
     index: dict[str, Any] = {}
-    stems: set[str] = set()
+    stems = {Path(INDEX).stem}
     for number, adapter in enumerate(heads.beside):
         stem = re.sub(r"[^\w.-]", "_", adapter.name)
         if stem in stems:
