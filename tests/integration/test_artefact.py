@@ -8,7 +8,7 @@ import pytest
 
 from loralab import compose, evaluate, train
 from loralab.config import RouteConfig, StorageConfig
-from loralab.errors import ExportError, QuantizationError, RunError
+from loralab.errors import ExportError, LoralabError, QuantizationError, RunError
 from loralab.evaluation.compare import compare
 from loralab.export import artefact
 from loralab.export.artefact import quantize
@@ -149,11 +149,14 @@ def test_a_damaged_file_is_told(stored, tmp_path):
 
 
 def test_a_format_for_others_is_refused_and_leaves_nothing(minilm_run, tmp_path):
-    with pytest.raises(ExportError, match="gguf cannot store"):
-        quantize(minilm_run, StorageConfig(name="gguf"), runs_dir=tmp_path)
-    (run,) = tmp_path.iterdir()
-    assert not (run / "artefact").exists()
-    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    asked = [(StorageConfig(name="gguf"), None, "gguf cannot store")]
+    asked.append((INT8, RouteConfig(name="qa-lora"), "was not trained for it"))
+    group = StorageConfig(name="affine-int4", params={"group": 100})
+    asked.append((group, None, "no multiple of the group"))
+    for storage, route, told in asked:
+        with pytest.raises(LoralabError, match=told):
+            quantize(minilm_run, storage, route, runs_dir=tmp_path, rows=0)
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_nothing_half_written(minilm_run, tmp_path, monkeypatch):

@@ -237,6 +237,14 @@ def test_what_cannot_be_made_again_is_one_clear_error(minilm_run, twin, tmp_path
     assert half.code == 2
     assert "failed" in half.err
     assert "--resume" in half.err
+    twin.update(kind="artefact")
+    for verb, told in (
+        ("reproduce", "`loralab quantize` again"),
+        ("doctor", "not made"),
+    ):
+        said = loralab(verb, twin.path)
+        assert told in said.out + said.err
+        assert "train" not in said.out + said.err
     none = loralab("reproduce", "nothing", "--runs-dir", tmp_path / "empty")
     assert none.code == 2
 

@@ -436,6 +436,35 @@ def test_a_failure_tells_the_fix_of_its_error():
     assert "gradient_checkpointing" in files.findings()[0].fix
 
 
+@pytest.mark.parametrize(
+    ("state", "kind", "fix"),
+    [
+        ("failed", "failed", "the same `loralab quantize` again"),
+        ("interrupted", "interrupted", "the same `loralab quantize` again"),
+        ("complete", "artefact", "loralab compare"),
+    ],
+)
+def test_an_artefact_is_told_of_its_making_not_of_a_training(state, kind, fix):
+    files = Files()
+    del files.record["plan"]
+    files.record |= {
+        "kind": "artefact",
+        "status": state,
+        "error": "too large\n  why: x",
+    }
+    (found,) = files.findings()
+    assert found.kind == kind
+    assert fix in found.fix
+    assert "train" not in found.evidence
+    files.record["error"] += "\n  fix: choose rest=bf16"
+    if state == "failed":
+        (found,) = files.findings()
+        assert (found.evidence, found.fix) == (
+            "quantize failed: too large; x",
+            "choose rest=bf16",
+        )
+
+
 def test_few_steps_are_told_with_the_processes_that_shared_them():
     files = Files()
     few_steps(files)

@@ -187,7 +187,8 @@ def _run(reference: str, runs_dir: Path, json_output: bool) -> None:
     if json_output:
         print_json({"run": run.id, **asdict(found)})
     else:
-        _print_diagnosis(run.id, found)
+        heads = HEADS_OF_ARTEFACT if run.read()["kind"] == "artefact" else HEADS
+        _print_diagnosis(run.id, heads[found.verdict], found)
     if found.verdict != "better":
         raise typer.Exit(1)
 
@@ -201,15 +202,21 @@ HEADS = {
     "interrupted": "the training was killed",
     "running": "the training is running",
 }
+HEADS_OF_ARTEFACT = {
+    "not measured": "the artefact is complete",
+    "failed": "the artefact was not made",
+    "interrupted": "the making of the artefact was killed",
+    "running": "the artefact is being made",
+}
 
 
-def _print_diagnosis(name: str, found: Diagnosis) -> None:
+def _print_diagnosis(name: str, head: str, found: Diagnosis) -> None:
     from rich.table import Table
 
     from loralab.cli import render
 
     console = render.console()
-    head = f"{name}: {HEADS[found.verdict]}"
+    head = f"{name}: {head}"
     if found.measured and "difference" in found.measured:
         one = found.measured
         head += (

@@ -12,6 +12,7 @@ from typing import Any
 
 from loralab.config.compose import read_plain
 from loralab.evaluation import diagnose_setup, diagnose_training
+from loralab.evaluation.diagnose_artefact import of_artefact
 from loralab.evaluation.diagnose_case import Case, Finding
 from loralab.runs import Run
 
@@ -103,6 +104,8 @@ def _case(
 
 
 def _findings(case: Case) -> list[Finding]:
+    if case.record.get("kind") == "artefact":
+        return of_artefact(case)
     found = [finding for check in CHECKS for finding in check(case)]
     if case.verdict == "better":
         found = [f for f in found if f.kind in EVEN_IF_BETTER]

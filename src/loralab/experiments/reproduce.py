@@ -46,6 +46,8 @@ GPU_TOLERANCE = 0.01
 a measured bound."""
 OF_THE_BASE = "the base of "
 """How a certificate calls what was made of no adapter."""
+FINISHED_BY = {"adapter": "train` with --resume", "artefact": "quantize` again"}
+"""The verb, by the kind of the run that did not end."""
 ELSEWHERE = ("wandb", "trackio")
 """Callbacks that write outside the run's directory."""
 
@@ -165,7 +167,7 @@ def find_reproducible(reference: str, runs_dir: Path) -> Run | Path:
         raise RunError(
             f"this run is {run.status}, so there is nothing to compare with",
             where=str(run.path),
-            fix="finish it: the same `loralab train` with --resume",
+            fix=f"finish it: the same `loralab {FINISHED_BY[kind]}",
         )
     run.require(kind)
     return run

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loralab import registry
 from loralab.adapters.files import WEIGHTS, template_hash
 from loralab.config import ExperimentConfig, RouteConfig, StorageConfig
+from loralab.data.examples import get_preprocessor
 from loralab.errors import ExportError, LoralabError
 from loralab.export.beside import BESIDE, check_beside, put_beside
 from loralab.export.certificate import ROWS, certify_run
@@ -127,83 +130,130 @@ def quantize(
     if there and not force and run.status == "complete" and certified:
         tell({"event": "found", "run": str(run.path)})
         return run
-    if there and force:
-        tell({"event": "moved", "to": str(move_aside(run))})
+    _check_head(what, storage.name)
     tell({"event": "preparing", "what": "loading what is to be stored"})
     subject = subject_of(what)
+    stands = (run.path / "artefact").is_dir() and not force  # a kill came after it
+    plan = None if stands else _planned(subject, storage, route)
+    if there and force:
+        tell({"event": "moved", "to": str(move_aside(run))})
     with held(run.path):
         remove_leftovers(run.path)
         config = subject.config.model_copy(update={"name": name})
         create(config, Path(runs_dir), "artefact", digest)
-        try:
-            if not (run.path / "artefact").is_dir():  # else a kill came after it
-                _store(run, subject, storage, route, tell)
+        with _ended(run):
+            if plan and not (run.path / "artefact").is_dir():
+                _store(run, subject, plan, tell)
+            plan = None  # it holds a second model
             _describe(run, subject)
             if rows:
                 certify_run(run, subject, rows, tolerance or Tolerance(), tell)
-        except LoralabError as error:
-            run.update(status="failed", error=str(error), finished=now())
-            raise
-        run.update(status="complete", finished=now(), error=None)
     tell({"event": "complete", "run": str(run.path)})
     return run
 
 
-def _store(
-    run: Run,
-    subject: Subject,
-    storage: StorageConfig,
-    route: RouteConfig | None,
-    tell: OnEvent,
-) -> None:
-    """Write the artefact's folder, whole or not at all."""
-    entry = registry.get("storage format", storage.name)
-    heads = entry.facts["heads"]
-    if heads and subject.loaded.base.head not in heads:
+@contextmanager
+def _ended(run: Run) -> Iterator[None]:
+    """Write how it ended into ``run.json``; nothing of one that was killed."""
+    try:
+        yield
+    except LoralabError as error:
+        run.update(status="failed", error=str(error), finished=now())
+        raise
+    run.update(status="complete", finished=now(), error=None)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be stored and how, known to go together before a run is made.
+
+    Attributes:
+        storage: The format as it was asked for.
+        route: Also.
+        entry: The format.
+        params: Its own.
+        routed: What the route made of the adapter; None of a base alone.
+        model: What is to be stored.
+        names: Its modules that are to be quantized.
+        predicted: Bytes.
+    """
+
+    storage: StorageConfig
+    route: RouteConfig | None
+    entry: Entry
+    params: Any
+    routed: Routed | None
+    model: Any
+    names: Sequence[str]
+    predicted: int
+
+
+def _check_head(what: Run | ExperimentConfig, name: str) -> None:
+    """Refuse a storage format that cannot store what a task's model is.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    task = what.config.task if isinstance(what, Run) else what.task
+    head = get_preprocessor(task).head
+    heads = registry.get("storage format", name).facts["heads"]
+    if heads and head not in heads:
         raise ExportError(
-            f"{storage.name} cannot store a model for {subject.loaded.base.head}",
+            f"{name} cannot store a model for {head}",
             where="--to",
             fix=f"it stores {', '.join(heads)}",
         )
+
+
+def _planned(
+    subject: Subject, storage: StorageConfig, route: RouteConfig | None
+) -> _Plan:
+    """Take the route, and predict the bytes.
+
+    Raises:
+        LoralabError: adapter, route and format do not go together.
+    """
+    base = subject.loaded.base
+    entry = registry.get("storage format", storage.name)
     routed = None
     if route and isinstance(subject.loaded, LoadedAdapter):
         routed = take(subject.loaded, route.name, route.params)
         check_format(routed, storage.name)
         if routed.beside:
             check_beside(storage, entry.facts["engine"])
-    with atomic_directory(run.path / "artefact") as folder:
-        note = _written(folder, subject, entry, storage, routed, tell)
-        note["route_params"] = route.params if route else None
-        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
-
-
-def _written(
-    folder: Path,
-    subject: Subject,
-    entry: Entry,
-    storage: StorageConfig,
-    routed: Routed | None,
-    tell: OnEvent,
-) -> dict[str, Any]:
-    """Write weights, tokenizer and adapter; return the note of all that was done."""
-    base, facts = subject.loaded.base, entry.facts
     params = entry.schema(**storage.params)
     model = routed.model if routed else base.model
     # what QA-LoRA did not quantize was float in training, and stays so
     names = routed.names if routed and routed.as_stored else base.facts.linear
-    predicted = facts["predict"](params, model, names, base.processor)
+    predicted = entry.facts["predict"](params, model, names, base.processor)
+    return _Plan(storage, route, entry, params, routed, model, names, predicted)
+
+
+def _store(run: Run, subject: Subject, plan: _Plan, tell: OnEvent) -> None:
+    """Write the artefact's folder, whole or not at all."""
+    with atomic_directory(run.path / "artefact") as folder:
+        note = _written(folder, subject, plan, tell)
+        note["route_params"] = plan.route.params if plan.route else None
+        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+
+
+def _written(
+    folder: Path, subject: Subject, plan: _Plan, tell: OnEvent
+) -> dict[str, Any]:
+    """Write weights, tokenizer and adapter; return the note of all that was done."""
+    base, facts, routed = subject.loaded.base, plan.entry.facts, plan.routed
 
     def progress(what: str, done: int, of: int) -> None:
         tell({"event": "storing", "what": what, "done": done, "of": of})
 
-    source = Source(model, base.processor, base.head, names)
-    stored: Stored = entry.target(params, source, folder, progress)
-    _check(stored, predicted, names, storage.name)
+    source = Source(plan.model, base.processor, base.head, plan.names)
+    stored: Stored = plan.entry.target(plan.params, source, folder, progress)
+    _check(stored, plan.predicted, plan.names, plan.storage.name)
     base.processor.save_pretrained(folder)
     found: dict[str, Any] = {
-        "storage": storage.model_dump(mode="json"),
+        "storage": plan.storage.model_dump(mode="json"),
         "engine": facts["engine"],
-        "bytes": {"predicted": predicted, "measured": stored.bytes},
+        "bytes": {"predicted": plan.predicted, "measured": stored.bytes},
         "quantized": len(set(stored.quantized) & set(base.facts.linear)),
         "linear": len(base.facts.linear),
         "besides": sorted(set(stored.quantized) - set(base.facts.linear)),
@@ -211,7 +261,7 @@ def _written(
         "survival": None,
     }
     if routed:
-        found |= _kept(folder, routed, facts, params)
+        found |= _kept(folder, routed, facts, plan.params)
         found["bytes"]["measured"] += routed.extra_bytes
     return {**found, **_about(subject, found["bytes"]["measured"], folder)}
 

@@ -163,6 +163,7 @@ class Run:
         kind = self.read()["kind"]
         folder = self.path / what
         if not folder.is_dir():  # written at once, or not at all
+            again = "again" if what == "artefact" else "with --resume"
             other = f"it is a run of kind {kind}" if kind != what else ""
             raise RunError(
                 f"this run has no {what} yet (status: {self.status})",
@@ -170,7 +171,7 @@ class Run:
                 why=other,
                 fix=f"name a run of kind {what}"
                 if other
-                else "finish it: the same command with --resume",
+                else f"finish it: the same command {again}",
             )
         return folder
 

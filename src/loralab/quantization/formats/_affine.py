@@ -50,9 +50,10 @@ class AffineParams(TorchParams):
 def _layout(bits: int, params: AffineParams, shape: tuple[int, int]) -> Layout:
     import torch
 
-    from loralab.quantization.affine import packed_width
+    from loralab.quantization.affine import check_format, packed_width
 
     rows, columns = shape
+    check_format(columns, bits, params.group)
     grid = (float_dtype(params.scales), (rows, columns // params.group))
     codes = (rows, packed_width(columns, bits))
     return {"scales": grid, "zeros": grid, "codes": (torch.uint8, codes)}

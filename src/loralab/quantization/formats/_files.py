@@ -299,7 +299,7 @@ def matrices(
     Raises:
         QuantizationError: the file is missing, broken, or of another format.
     """
-    ends = list(codec.layout(params, (1, 1)))
+    ends = list(codec.layout(params, (0, 0)))  # which any group divides
     with opened(folder / codec.file) as handle:
         every = set(handle.keys())
         names = [n.removesuffix(f".{ends[-1]}") for n in handle.keys()  # noqa: SIM118
