@@ -287,6 +287,27 @@ def test_an_adapter_alone_is_not_stored_as_a_model(here):
     assert not done.out
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("merge one two --out c --method opmc", "error: --method: no merge method"),
+        ("merge one two --out c --method sum", "known: average, "),
+        ("merge one two --out c --method opcm alpha=3", "error: alpha: unknown key"),
+        ("merge one two --out c", "average, breadcrumbs"),
+        ("merge init new", "average, breadcrumbs"),
+        ("quantize spam --to nf4 groop=3", "error: groop: unknown key"),
+        ("quantize spam --to nf4 --route sidepath", "error: --route: no route"),
+        ("quantize spam --to nf4 --route qa-lora route.x=3", "error: route.x: unknown"),
+        ("publish spam archiv", "error: TARGET: no publishing target"),
+        ("publish spam archive", "fix: add path=VALUE"),
+    ],
+)
+def test_an_error_calls_a_key_as_it_is_typed(here, words, told):
+    done = loralab(*words.split())
+    assert done.code == 2
+    assert told in re.sub(r"[\s│]+", " ", done.err)
+
+
 def test_a_cosine_has_a_true_minus(here):
     adapter(here / "three", seed=5)
     shown = loralab("merge", "check", "one", "two", "three").out

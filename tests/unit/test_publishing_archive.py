@@ -246,7 +246,9 @@ def test_the_command_line_refuses_what_it_cannot_read(tmp_path):
         ("path",): "not key=value",
         ("path=a", "path=b"): "given twice",
         ("pth=a",): "nearest: path",
+        (): "add path=VALUE",
     }.items():
         told = loralab("publish", "spam", "archive", *given, "--runs-dir", tmp_path)
         assert told.code == 2
         assert said in told.err
+        assert "params" not in told.err

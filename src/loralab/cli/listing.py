@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
@@ -57,10 +58,17 @@ def listing(kind: str, title: str, option: str | None = None) -> type[TyperComma
         """A command with a list below its help."""
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            """Keep what the option names: help is written before options are read."""
+            """Keep what the option names: help is written before options are read.
+
+            Where the option is missing, the error tells the names.
+            """
             if option:
                 ctx.meta[kind] = _value(args, option)
-            return super().parse_args(ctx, args)
+            try:
+                return super().parse_args(ctx, args)
+            except typer.BadParameter as error:
+                _name_them(error, kind, option)
+                raise
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
             """Write the help, the list last."""
@@ -82,6 +90,14 @@ def listing(kind: str, title: str, option: str | None = None) -> type[TyperComma
             super().format_help(ctx, formatter)
 
     return Listing
+
+
+def _name_them(error: typer.BadParameter, kind: str, option: str | None) -> None:
+    """Let an error that an option is missing tell the names that it takes."""
+    from loralab import registry
+
+    if option and option in getattr(error.param, "opts", ()):
+        error.message = f"Known: {', '.join(registry.names(kind))}"
 
 
 def _value(args: Sequence[str], option: str) -> str | None:

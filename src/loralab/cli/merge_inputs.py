@@ -24,7 +24,7 @@ def config_of(name: str, pairs: list[str]) -> MergeConfig:
     from loralab.config import MergeConfig
     from loralab.config.named import named
 
-    return named(MergeConfig, name, pairs)
+    return named(MergeConfig, name, pairs, option="--method")
 
 
 def method_of(name: str, words: list[str]) -> tuple[list[str], Method]:

@@ -52,7 +52,7 @@ def publish(
     from loralab.publishing.publish import publish as send
     from loralab.runs import find_run
 
-    config = named(TargetConfig, target, params or [], str)
+    config = named(TargetConfig, target, params or [], str, option="TARGET")
     progress = PublishProgress(render.console(stderr=json_output))
     try:
         receipt = send(

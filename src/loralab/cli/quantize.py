@@ -14,7 +14,7 @@ from loralab.cli.options import RunsDir
 from loralab.units import percent, size
 
 if TYPE_CHECKING:
-    from loralab.config import ExperimentConfig
+    from loralab.config import ExperimentConfig, RouteConfig, StorageConfig
     from loralab.runs import Run
 
 What = Annotated[
@@ -76,19 +76,15 @@ def quantize(
     """
     from loralab.cli import render
     from loralab.cli.progress import TrainingProgress
-    from loralab.config import RouteConfig, StorageConfig
-    from loralab.config.named import named
     from loralab.export.artefact import quantize as store
 
-    given = pairs or []
-    of_route = [p.removeprefix("route.") for p in given if p.startswith("route.")]
-    storage = named(StorageConfig, to, [p for p in given if not p.startswith("route.")])
+    storage, way = _asked(to, route, pairs or [])
     progress = TrainingProgress(stderr=json_output)
     try:
         run = store(
             _what(what, experiment, runs_dir),
             storage,
-            named(RouteConfig, route, of_route) if route else None,
+            way,
             runs_dir,
             force=force,
             rows=rows,
@@ -101,6 +97,22 @@ def quantize(
         return
     for line in lines(run):
         render.console().print(line, soft_wrap=True)
+
+
+def _asked(
+    to: str, route: str | None, pairs: list[str]
+) -> tuple[StorageConfig, RouteConfig | None]:
+    """Return the format and the route, each with the params of the command line."""
+    from loralab.config import RouteConfig, StorageConfig
+    from loralab.config.named import named
+
+    before = "route."
+    mine = [pair for pair in pairs if not pair.startswith(before)]
+    storage = named(StorageConfig, to, mine, option="--to")
+    if route is None:
+        return storage, None
+    its = [pair.removeprefix(before) for pair in pairs if pair.startswith(before)]
+    return storage, named(RouteConfig, route, its, option="--route", prefix=before)
 
 
 def _what(text: str, experiment: str, runs_dir: Path) -> Run | ExperimentConfig:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from loralab.config.problems import config_errors
 from loralab.config.schema import Named
-from loralab.errors import ConfigError
+from loralab.errors import ConfigError, ConfigErrors
 
 Chosen = TypeVar("Chosen", bound=Named)
 
@@ -20,6 +20,9 @@ def named(
     name: str,
     pairs: Sequence[str] = (),
     read: Callable[[str], Any] = yaml.safe_load,
+    *,
+    option: str = "name",
+    prefix: str = "",
 ) -> Chosen:
     """Return what is chosen by name, with the params of a command line.
 
@@ -28,9 +31,12 @@ def named(
         name: Its name.
         pairs: ``key=value``.
         read: Makes a value of its text; `str` where an id of digits is still a text.
+        option: What the name was typed after, such as ``--to``; errors call it so.
+        prefix: What stands before each key on the command line, such as ``route.``.
 
     Raises:
-        ConfigError: no such name, or params that it does not have; all at once.
+        ConfigError: no such name, or params that it does not have; all at once, in
+            the words of the command line.
     """
     params: dict[str, Any] = {}
     for pair in pairs:
@@ -43,7 +49,24 @@ def named(
             params[key] = read(value)
         except yaml.YAMLError:
             raise ConfigError(f"{value!r} cannot be read", where=key) from None
-    return chosen(schema, name, params)
+    try:
+        return chosen(schema, name, params)
+    except ConfigErrors as errors:
+        typed = (_typed(problem, option, prefix) for problem in errors.problems)
+        raise ConfigErrors(typed) from None
+
+
+def _typed(problem: ConfigError, option: str, prefix: str) -> ConfigError:
+    """Return an error that calls a key as it is typed, not as it stands in a file."""
+    where, fix = problem.where, problem.fix
+    if where == "name":
+        where = option
+    elif where.startswith("params."):
+        fix = fix.replace(
+            f"add {where}=", f"add {where.replace('params.', prefix, 1)}="
+        )
+        where = where.replace("params.", prefix, 1)
+    return ConfigError(problem.what, where=where, why=problem.why, fix=fix)
 
 
 def chosen(schema: type[Chosen], name: str, params: Mapping[str, Any]) -> Chosen:
