@@ -62,6 +62,23 @@ def test_it_is_certified_against_the_adapter(stored, minilm_run):
     assert 0 < parity["kl"]["value"] < 0.01
 
 
+def test_a_certificate_that_is_not_passed_ends_with_1(stored, minilm_run, tmp_path):
+    shutil.copytree(stored.path, tmp_path / stored.id)
+    words = ("quantize", minilm_run.path, "--to", "affine-int8", "--runs-dir", tmp_path)
+    there = loralab(*words, "--json")
+    assert there.code == 0 and json.loads(there.out)["remedies"] == []
+    file = tmp_path / stored.id / "parity.json"
+    parity = json.loads(file.read_text())
+    parity["passed"] = parity["checks"][0]["passed"] = False
+    file.write_text(json.dumps(parity))
+    told = loralab(*words)
+    assert told.code == 1 and "NOT PASSED" in told.out
+    assert "try group=16, or --route side-path, or " in told.out
+    told = loralab(*words, "--json")
+    assert told.code == 1
+    assert json.loads(told.out)["remedies"][:2] == ["group=16", "--route side-path"]
+
+
 def test_the_same_call_finds_it(stored, minilm_run, folder, monkeypatch):
     monkeypatch.setattr(artefact, "subject_of", lambda _: pytest.fail("made again"))
     assert quantize(minilm_run, INT8, runs_dir=folder).path == stored.path

@@ -63,8 +63,9 @@ def workplace(trained, tmp_path, monkeypatch):
 def test_commands_of_a_page(page, workplace):
     for words in listed(page):
         outcome = loralab(*words, *markdown.smaller(words))
-        # four steps need not beat the base, and doctor then says so with 1
-        allowed = (0, 1) if words[0] in ("doctor", "plan") else (0,)
+        # four steps need not beat the base, nor few rows show what a certificate asks
+        # for: doctor and quantize then say so with 1
+        allowed = (0, 1) if words[0] in ("doctor", "plan", "quantize") else (0,)
         said = f"loralab {shlex.join(words)}\n{outcome.out}\n{outcome.err}"
         assert outcome.code in allowed, said
     for code in codes(page):

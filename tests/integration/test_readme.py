@@ -49,8 +49,9 @@ def workplace(tmp_path, monkeypatch):
 def run_command(command):
     words = shlex.split(command.replace("seed=range(3)", "seed=0"), comments=True)[1:]
     outcome = loralab(*words, *smaller(words))
-    # four steps need not beat the base, and doctor then says so with 1
-    allowed = (0, 1) if words[0] == "doctor" else (0,)
+    # four steps need not beat the base, nor few rows show what a certificate asks for:
+    # doctor and quantize then say so with 1
+    allowed = (0, 1) if words[0] in ("doctor", "quantize") else (0,)
     allowed = (2,) if REFUSED in command else allowed
     assert outcome.code in allowed, f"{command}\n{outcome.out}\n{outcome.err}"
 

@@ -51,6 +51,11 @@ Rows = Annotated[
     int, typer.Option(min=0, help="Test rows of the certificate; 0 makes none.")
 ]
 
+FINER, LEAST = ("group", "block_size"), 16
+"""Keys of formats whose smaller values store more of a weight, and their least."""
+MERGING = ("merge-then-quantize", "merge-into-nf4")
+"""Routes that round the adapter with its base."""
+
 
 def quantize(
     what: What,
@@ -67,10 +72,11 @@ def quantize(
 ) -> None:
     """Store a model in a format, tell what it kept of its adapter, and certify it.
 
-    The same call finds its artefact instead of making it again.
+    The same call finds its artefact instead of making it again. Ends with 1 if its
+    certificate is not passed, and says what to try; the artefact stays.
 
     With --json an object: run, path, artefact (size, survival, route), parity (the
-    certificate, or null).
+    certificate, or null), remedies (where it is not passed).
 
     Example: loralab quantize trec-6 --to onnx-int8
     """
@@ -94,9 +100,11 @@ def quantize(
         progress.close()
     if json_output:
         print_json(_told(run))
-        return
-    for line in lines(run):
-        render.console().print(line, soft_wrap=True)
+    else:
+        for line in lines(run):
+            render.console().print(line, soft_wrap=True)
+    if remedies(run):
+        raise typer.Exit(1)
 
 
 def _asked(
@@ -163,8 +171,27 @@ def lines(run: Run) -> list[str]:
 
 
 def _told(run: Run) -> dict[str, Any]:
-    made = {"artefact": run.read()["artefact"], "parity": _parity(run)}
+    made: dict[str, Any] = {"artefact": run.read()["artefact"], "parity": _parity(run)}
+    made["remedies"] = remedies(run)
     return {"run": run.id, "path": run.path, **made}
+
+
+def remedies(run: Run) -> list[str]:
+    """Return what may pass where the certificate did not; empty where it did."""
+    parity, content = _parity(run), run.read()
+    if parity is None or parity["passed"]:
+        return []
+    made = content["artefact"]
+    params, found = made["storage"]["params"], []
+    for key in FINER:
+        if isinstance(value := params.get(key), int) and value > LEAST:
+            found.append(f"{key}={value // 2}")
+    if made["route"] in MERGING and made["engine"] in ("torch", "onnx"):
+        slots = " slots=true" if "slots" in params else ""
+        found.append(f"--route side-path{slots}")
+    if parity["rows"] < content["data"]["sizes"][parity["split"]]:
+        found.append(f"--rows {2 * parity['rows']} --force")
+    return [*found, "a format of more bits"]
 
 
 def _parity(run: Run) -> dict[str, Any] | None:
@@ -205,4 +232,6 @@ def _certificate(run: Run) -> list[str]:
             )
             if agrees:
                 found[-1] += f"; {content['rows']} rows are too few to show it"
+    if tries := remedies(run):
+        found.append(f"         try {', or '.join(tries)}")
     return found
