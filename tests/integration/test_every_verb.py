@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from loralab.cli.main import app
+from loralab.cli.merge_inputs import adapter_of
 from loralab.config import compose
 from loralab.runs.files import write_json
 from tests.cli import loralab
@@ -306,6 +307,22 @@ def test_an_error_calls_a_key_as_it_is_typed(here, words, told):
     done = loralab(*words.split())
     assert done.code == 2
     assert told in re.sub(r"[\s│]+", " ", done.err)
+
+
+def test_a_folder_without_an_adapter_does_not_hide_the_run_of_its_name(here):
+    (run,) = (here / "runs").glob("spam-*")
+    (here / "spam").mkdir()
+    (here / "spam" / "cat.png").write_bytes(b"")
+    assert adapter_of("spam", Path("runs")) == Path("runs") / run.name / "adapter"
+    shutil.copytree(here / "one", here / "spam", dirs_exist_ok=True)
+    assert adapter_of("spam", Path("runs")) == Path("spam")
+    assert adapter_of("empty", Path("runs")) == Path("empty")  # told what it lacks
+
+
+def test_a_head_of_what_is_not_there_is_no_matter_of_heads(here):
+    done = loralab("infer", "both", "--head", "odd", "hi")
+    assert done.code == 2 and "no run 'both' in runs" in done.err
+    assert "chooses a task of one" in loralab("infer", "spam", "--head", "x", "hi").err
 
 
 def test_a_cosine_has_a_true_minus(here):

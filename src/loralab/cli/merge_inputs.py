@@ -75,12 +75,18 @@ def weights_of(text: str | None, tune: int | None, one: bool) -> tuple[float, ..
 
 
 def adapter_of(text: str, runs_dir: Path) -> Path:
-    """Return the folder that a text names: its path, or a run's adapter."""
+    """Return the folder that a text names: its path, or a run's adapter.
+
+    A folder without an adapter does not hide the run of its name.
+    """
     from loralab.runs import find_run
+    from loralab.runs.run import called, list_runs
 
     path = Path(text).expanduser()
     if path.is_dir() and not (path / "run.json").is_file():
-        return path
+        adapter = (path / "adapter_config.json").is_file()
+        if adapter or not called(text, list_runs(runs_dir)):
+            return path
     return find_run(text, runs_dir).require_adapter()
 
 

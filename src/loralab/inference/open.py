@@ -92,15 +92,17 @@ def open_reference(
         return merged_of(folder, head, **model_changes)
     if (folder / BAKED).is_file():
         return load_baked(folder, head, **model_changes)
+    published = (folder / MANIFEST).is_file() and not (folder / "run.json").is_file()
+    run = None if published else find_run(reference, runs_dir)
     if head is not None:
         raise AdapterError(
             f"no merged adapter, and --head {head} chooses a task of one",
             where=reference,
             fix="leave --head out",
         )
-    if (folder / MANIFEST).is_file() and not (folder / "run.json").is_file():
+    if run is None:
         return _open(folder, folder, _published_kind(folder), model_changes)
-    return open_run(find_run(reference, runs_dir), **model_changes)
+    return open_run(run, **model_changes)
 
 
 def _open(folder: Path, beside: Path, kind: str, changes: dict[str, str]) -> Loaded:

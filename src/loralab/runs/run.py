@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -300,6 +300,13 @@ NO_RUNS = {
 else, and what to do with them."""
 
 
+def called(reference: str, runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that an id or a name means; not one that was moved aside."""
+    exact = [run for run in runs if run.id == reference]
+    own = re.compile(rf"{re.escape(reference)}-[0-9a-f]{{10}}")
+    return exact or [run for run in runs if own.fullmatch(run.id)]
+
+
 def find_run(reference: str, runs_dir: Path) -> Run:
     """Return the run of a path, an id, or a name that only one run has.
 
@@ -310,9 +317,7 @@ def find_run(reference: str, runs_dir: Path) -> Run:
     if (path / "run.json").is_file():
         return Run(path)
     known = list_runs(runs_dir)
-    exact = [run for run in known if run.id == reference]
-    own = re.compile(rf"{re.escape(reference)}-[0-9a-f]{{10}}")  # not one moved aside
-    named = exact or [run for run in known if own.fullmatch(run.id)]
+    named = called(reference, known)
     if len(named) == 1:
         return named[0]
     if named:
