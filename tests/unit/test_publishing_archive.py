@@ -247,8 +247,11 @@ def test_the_command_line_refuses_what_it_cannot_read(tmp_path):
         ("path=a", "path=b"): "given twice",
         ("pth=a",): "nearest: path",
         (): "add path=VALUE",
+        ("path=a.tar.gz",): "or a folder that is there",
+        ("path=no/folder/",): "not the name of one",
     }.items():
         told = loralab("publish", "spam", "archive", *given, "--runs-dir", tmp_path)
         assert told.code == 2
         assert said in told.err
         assert "params" not in told.err
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []

@@ -21,9 +21,21 @@ class ArchiveParams(TargetParams):
 
 
 def place(params: ArchiveParams, run_id: str) -> Path:
-    """Return the archive's path; in a folder it is named after the run."""
+    """Return the archive's path; in a folder it is named after the run.
+
+    Raises:
+        PublishingError: its name is that of another kind of file.
+    """
     path = Path(params.path).expanduser()
-    return path / f"{run_id}.zip" if path.is_dir() else path
+    if path.is_dir():
+        return path / f"{run_id}.zip"
+    if path.suffix.lower() != ".zip":
+        raise PublishingError(
+            "an archive is a zip file, and this is not the name of one",
+            where=params.path,
+            fix=f"path={path.with_name(run_id)}.zip, or a folder that is there",
+        )
+    return path
 
 
 def destination(params: ArchiveParams, run_id: str) -> str:
