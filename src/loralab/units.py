@@ -1,4 +1,4 @@
-"""How sizes, times and shares are written, wherever they are told."""
+"""How sizes, counts, times and shares are written, wherever they are told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ def size(count: float) -> str:
             return f"{count:.{digits}f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def counted(count: int, word: str) -> str:
+    """Return ``1 step`` or ``2,000 steps``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

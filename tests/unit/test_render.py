@@ -4,6 +4,7 @@ import pytest
 from rich.table import Table
 
 from loralab.cli import render
+from loralab.cli.render import budget
 from loralab.units import percent, size
 
 
@@ -21,6 +22,12 @@ from loralab.units import percent, size
 )
 def test_bytes_have_the_unit_they_are_rounded_in(count, shown):
     assert size(count) == shown
+
+
+def test_one_step_is_no_steps():
+    spent = {"tokens": 9, "step_seconds": 1.0, "steps": 1}
+    assert budget(spent).endswith("in 1 step")
+    assert budget({**spent, "steps": 2000}).endswith("in 2,000 steps")
 
 
 def test_a_share_has_its_decimals_and_a_space():

@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from loralab.cli import render
-from loralab.units import duration, percent, size
+from loralab.units import counted, duration, percent, size
 
 
 class TrainingProgress:
@@ -338,7 +338,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         + (f", effective scale {scale}" if scale else ""),
         *plan.get("adapter", ()),
     ]
-    cost = f"{plan['steps']:,} steps, {plan['tokens']:,} tokens"
+    cost = f"{counted(plan['steps'], 'step')}, {plan['tokens']:,} tokens"
     if plan["packs"]:
         cost += f", {plan['examples']:,} examples in {plan['packs']:,} packs"
     if each := plan.get("image_tokens"):

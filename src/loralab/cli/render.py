@@ -10,7 +10,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from loralab.logs import Redacting, libraries, logger
-from loralab.units import duration, percent
+from loralab.units import counted, duration, percent
 
 if TYPE_CHECKING:
     from loralab.reporting.tables import Table as ReportTable
@@ -60,7 +60,7 @@ def budget(spent: Mapping[str, Any]) -> str:
     words += [f"{spent['tokens']:,} tokens", duration(spent["step_seconds"])]
     if spent.get("flops"):
         words.append(f"{spent['flops'] / 1e12:.2f} TFLOP")
-    return f"spent    {', '.join(words)} in {spent['steps']:,} steps"
+    return f"spent    {', '.join(words)} in {counted(spent['steps'], 'step')}"
 
 
 def interval(found: Mapping[str, float] | None, sign: bool = False) -> str:

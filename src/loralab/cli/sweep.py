@@ -17,7 +17,7 @@ from loralab.cli.options import (
     Workers,
     executor_params,
 )
-from loralab.units import duration, size
+from loralab.units import counted, duration, size
 
 if TYPE_CHECKING:
     from loralab.experiments.sweep import Sweep
@@ -99,7 +99,7 @@ def sweep(
 def _ahead(sweep: Sweep, cost: bool) -> Iterator[str]:
     """Say what is swept, and what it costs."""
     swept = ", ".join(axis.key for axis in sweep.space.axes) or "nothing"
-    yield f"sweep {sweep.path}: {sweep.total} trials of {swept}"
+    yield f"sweep {sweep.path}: {counted(sweep.total, 'trial')} of {swept}"
     if cost and sweep.left:
         yield _cost(sweep, sweep.left)
 
@@ -121,7 +121,7 @@ def _cost(sweep: Sweep, left: int) -> str:
     seconds = found.rates.training + found.rates.evaluation
     peak = size(found.memory.peak)
     return (
-        f"about {duration(seconds)} a run ({found.counts['steps']} steps), "
+        f"about {duration(seconds)} a run ({counted(found.counts['steps'], 'step')}), "
         f"{duration(seconds * left)} for {left} one after the other; "
         f"{peak} at peak, each process"
     )
