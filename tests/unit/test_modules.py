@@ -15,6 +15,7 @@ REASONS = {
     "loralab.adapters.beside": "imports PEFT's layers, only where a base is affine",
     "loralab.data.own.facts": "makes passages; `rows` reads written ones, too",
     "loralab.data.own.names": "words and their splits; `invention` is chance",
+    "loralab.evaluation.diagnose_artefact": "by subject, as its two sisters are",
     "loralab.evaluation.footprint": "a program of its own, in a process of its own",
     "loralab.inference.baked": "one of the folders that `open` tells apart",
     "loralab.models.vit_s14": "one package's names of tensors; `embedded` has them all",
