@@ -5,14 +5,22 @@ import torch
 from tests.tiny import tiny
 
 from loralab.adapters.attach import attach
-from loralab.adapters.calibration import explained_variance, measure, weight_gradients
+from loralab.adapters.calibration import (
+    explained_variance,
+    input_counts,
+    measure,
+    weight_gradients,
+)
 from loralab.adapters.initialise import (
     MOVES_BASE,
     check_initialised,
     loftq_layer,
 )
 from loralab.adapters.layers import lora_layers
+from loralab.adapters.sketching import input_sketches
 from loralab.config import ModelConfig, PEFTConfig
+from loralab.data.batching import collate
+from loralab.data.examples import Examples
 from loralab.errors import AdapterError, ConfigErrors
 from loralab.models.base import load_base
 from loralab.models.forward import supervised_logits
@@ -180,6 +188,44 @@ def test_explained_variance_is_that_of_real_tokens_and_shared_by_equal_inputs(fo
     wanted = (sigma.square() / sigma.square().sum())[:5]
     assert found[names[0]] == pytest.approx(wanted.tolist(), rel=1e-3)
     assert all(found[name] == found[names[0]] for name in names)
+
+
+READS = {
+    "t5": {
+        "encoder.block.0.layer.0.SelfAttention.q": "source",
+        "decoder.block.0.layer.0.SelfAttention.q": "target",
+        "decoder.block.0.layer.1.EncDecAttention.q": "target",
+        "decoder.block.0.layer.1.EncDecAttention.k": "source",
+        "decoder.block.0.layer.2.DenseReluDense.wi": "target",
+    },
+    "bart": {
+        "model.encoder.layers.0.self_attn.q_proj": "source",
+        "model.decoder.layers.0.self_attn.q_proj": "target",
+        "model.decoder.layers.0.encoder_attn.q_proj": "target",
+        "model.decoder.layers.0.encoder_attn.k_proj": "source",
+        "model.decoder.layers.0.fc1": "target",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", READS)
+@pytest.mark.parametrize("target", [(7, 3), (12, 9)])  # as wide as the source, or not
+def test_a_decoder_is_heard_at_its_own_tokens(tmp_path, kind, target):
+    config = ModelConfig(path=str(tiny(kind, tmp_path / kind)), device="cpu")
+    base = load_base(config, "seq2seq-lm", ())
+    source = (6, 2)
+    ids, labels = ([[5] * n for n in rows] for rows in (source, target))
+    examples = Examples(ids, labels, [0, 1], "sequence")
+    batch = collate(examples, [[0], [1]], base.pad_id)
+    modules = {name: base.model.get_submodule(name) for name in READS[kind]}
+    tokens = {"source": sum(source), "target": sum(target)}
+    wanted = {name: tokens[read] for name, read in READS[kind].items()}
+    assert input_counts(base.model, modules, base, lambda: iter([batch])) == wanted
+    found, _ = input_sketches(base.model, modules, base, lambda: iter([batch]), 4)
+    assert {name: sketch.tokens for name, sketch in found.items()} == wanted
+    lora = PEFTConfig(name="lora", params={"rank": 2, "init": "eva"})
+    made = attach(base, lora, lambda: iter([batch, batch]))
+    assert made.record["init"]["batches"] == 2
 
 
 @pytest.mark.parametrize("name", ["prompt-tuning", "p-tuning"])

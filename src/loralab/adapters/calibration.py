@@ -23,8 +23,9 @@ from loralab.adapters.allocation import needs_of
 from loralab.adapters.ranks_config import CalibrationConfig
 from loralab.config.schema import RankStrategyConfig
 from loralab.data.batching import collate, units
-from loralab.data.examples import Examples
+from loralab.data.examples import IGNORE, Examples
 from loralab.errors import AdapterError
+from loralab.models.architecture import reads_source
 from loralab.models.forward import Batch, supervised_logits
 from loralab.models.loaded import LoadedModel
 
@@ -181,23 +182,29 @@ def explained_variance(
     modules = {name: loaded.model.get_submodule(name) for name in names}
     with torch.no_grad(), hearing(loaded.model, modules, heard.take):
         for batch in batches():
-            heard.mask = real_tokens(batch)
+            heard.batch = batch
             supervised_logits(loaded.model, batch, loaded)
     return {name: heard.ratios(name) for name in names}
 
 
-def real_tokens(batch: Batch) -> torch.Tensor | None:
-    """Return where a batch has no padding, bool [B, T]; None for images."""
+def _real_tokens(name: str, batch: Batch) -> torch.Tensor | None:
+    """Return where what a module reads is no padding, bool [B, T]; None for images."""
+    if "targets" in batch and not reads_source(name):
+        return batch["targets"] != IGNORE
     return batch["attention_mask"].bool() if "attention_mask" in batch else None
 
 
-def at_real_tokens(
-    inputs_BTI: torch.Tensor, mask_BT: torch.Tensor | None
-) -> torch.Tensor:
+def at_real_tokens(name: str, inputs_BTI: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return a module's inputs without those at padding, [N, in].
 
     One that reads other than the sequence (a pooler, a patch embedding) has none.
+
+    Args:
+        name: The module's path: an encoder reads the source, a decoder the target.
+        inputs_BTI: What it reads.
+        batch: What the model reads.
     """
+    mask_BT = _real_tokens(name, batch)
     if mask_BT is None or inputs_BTI.shape[:-1] != mask_BT.shape:
         return inputs_BTI.flatten(0, -2)
     return inputs_BTI[mask_BT]
@@ -240,16 +247,16 @@ def input_covariance(
 
     found: dict[str, torch.Tensor] = {}
     counts = dict.fromkeys(modules, 0)
-    mask: list[torch.Tensor | None] = [None]
+    read: list[Batch] = []
 
     def take(name: str, inputs_BTI: torch.Tensor) -> None:
-        real_NI = at_real_tokens(inputs_BTI, mask[0]).float()
+        real_NI = at_real_tokens(name, inputs_BTI, read[0]).float()
         found[name] = found.get(name, 0) + real_NI.T @ real_NI
         counts[name] += len(real_NI)
 
     with torch.no_grad(), hearing(model, modules, take):
         for batch in batches():
-            mask[0] = real_tokens(batch)
+            read[:] = [batch]
             supervised_logits(model, batch, loaded)
     return {name: total / counts[name] for name, total in found.items()}
 
@@ -261,15 +268,15 @@ def input_counts(
     import torch
 
     found: dict[str, int] = {}
-    mask: list[torch.Tensor | None] = [None]
+    read: list[Batch] = []
 
     def take(name: str, inputs_BTI: torch.Tensor) -> None:
-        count = len(at_real_tokens(inputs_BTI, mask[0]))
+        count = len(at_real_tokens(name, inputs_BTI, read[0]))
         found[name] = min(count, found.get(name, count))
 
     with torch.no_grad(), hearing(model, modules, take):
         for batch in batches():
-            mask[0] = real_tokens(batch)
+            read[:] = [batch]
             supervised_logits(model, batch, loaded)
     return found
 
@@ -278,7 +285,7 @@ class _Heard:
     """The principal components of modules' inputs; equal inputs are kept once."""
 
     def __init__(self, components: int) -> None:
-        self.mask: Any = None
+        self.batch: Batch = {}
         self._components = components
         self._kept: dict[str, Any] = {}
         self._leader: dict[str, str] = {}
@@ -293,7 +300,7 @@ class _Heard:
             return
         self._last = (inputs_BTI, name)
         self._leader[name] = name
-        real_NI = at_real_tokens(inputs_BTI, self.mask)
+        real_NI = at_real_tokens(name, inputs_BTI, self.batch)
         if name not in self._kept:
             most = min(self._components, real_NI.shape[1], real_NI.shape[0])
             self._kept[name] = IncrementalPCA(n_components=most, copy=True)

@@ -32,7 +32,6 @@ from loralab.adapters.calibration import (
     at_real_tokens,
     input_counts,
     input_covariance,
-    real_tokens,
     weight_gradients,
 )
 from loralab.adapters.layers import lora_layers
@@ -218,7 +217,7 @@ def _eva(model: Any, loaded: LoadedModel, batches: Batches | None) -> None:
         model,
         list(batches()),
         forward_fn=lambda net, batch: supervised_logits(net, batch, loaded),
-        prepare_model_inputs_fn=lambda batch, _: real_tokens(batch),
+        prepare_model_inputs_fn=lambda batch, _: batch,
         prepare_layer_inputs_fn=_real_inputs,
         show_progress_bar=False,
     )
@@ -242,10 +241,10 @@ def _check_counts(model: Any, loaded: LoadedModel, batches: Batches) -> None:
             )
 
 
-def _real_inputs(inputs: Any, mask_BT: Any, name: str) -> Any:
+def _real_inputs(inputs: Any, batch: Any, name: str) -> Any:
     """Return a layer's inputs at real tokens, [N, in]."""
     found = inputs[0] if isinstance(inputs, tuple) else inputs
-    return at_real_tokens(found, mask_BT).contiguous()  # PEFT hashes by a view
+    return at_real_tokens(name, found, batch).contiguous()  # PEFT hashes by a view
 
 
 def _loftq(model: Any, loaded: LoadedModel, batches: Batches | None) -> None:

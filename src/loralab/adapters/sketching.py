@@ -15,10 +15,9 @@ from loralab.adapters.calibration import (
     Batches,
     at_real_tokens,
     hearing,
-    real_tokens,
 )
 from loralab.lowrank.sketch import Sketch, Sketcher
-from loralab.models.forward import supervised_logits
+from loralab.models.forward import Batch, supervised_logits
 from loralab.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class _Listening:
     """The sketchers of modules; those that read one tensor have one."""
 
     rank: int
-    mask: torch.Tensor | None = None
+    batch: Batch = field(default_factory=dict)
     made: dict[str, Sketcher] = field(default_factory=dict)
     shared: dict[str, str] = field(default_factory=dict)
     last: tuple[torch.Tensor | None, str] = (None, "")
@@ -42,7 +41,7 @@ class _Listening:
             return
         self.last = (inputs_BTI, name)
         sketcher = self.made.setdefault(name, Sketcher(self.rank))
-        sketcher.add(at_real_tokens(inputs_BTI, self.mask))
+        sketcher.add(at_real_tokens(name, inputs_BTI, self.batch))
 
 
 def input_sketches(
@@ -71,7 +70,7 @@ def input_sketches(
     heard = _Listening(rank)
     with torch.no_grad(), hearing(model, modules, heard.take):
         for number, batch in enumerate(batches(), start=1):
-            heard.mask = real_tokens(batch)
+            heard.batch = batch
             supervised_logits(model, batch, loaded)
             done(number)
     return {name: made.sketch() for name, made in heard.made.items()}, heard.shared

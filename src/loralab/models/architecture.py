@@ -101,6 +101,12 @@ ENCODERS = (
 )
 """Architectures that read in both directions and write nothing."""
 
+_CROSS = re.compile(
+    r".*\.(?:EncDecAttention|encoder_attn|(?:crossattention|cross_attn)(?:\.self)?)"
+    r"\.(?:[kv]|[kv]_proj|key|value|c_attn)"
+)
+"""The keys and values of a decoder's attention to its encoder."""
+
 FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -204,6 +210,14 @@ def facts_of(model: Any, new_modules: Sequence[str] = ()) -> Facts:
         conv1d=tuple(sorted({name.rpartition(".")[2] for name in transposed})),
         encoder_decoder=config.is_encoder_decoder,
     )
+
+
+def reads_source(name: str) -> bool:
+    """Return whether a module of an encoder-decoder reads the source, not the target.
+
+    Those of the encoder do, and the keys and values of the attention to it.
+    """
+    return "decoder" not in name.split(".") or _CROSS.fullmatch(name) is not None
 
 
 def _own_config(model: Any, sees: bool) -> Any:
