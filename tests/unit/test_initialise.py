@@ -135,6 +135,30 @@ def test_inits_that_do_not_fit_the_base_or_each_other(folders):
             PEFTConfig(name="lora", params=params)
 
 
+@pytest.mark.parametrize(
+    ("init", "most"), [("corda", 32), ("loftq", 32), ("lora-ga", 16), ("eva", 48)]
+)
+def test_a_rank_that_a_module_has_no_vectors_for_is_refused(folders, init, most):
+    base = base_of(folders)
+    weight = base.model.get_submodule(base.facts.linear[0]).weight
+    before = weight.clone()
+    batch = batch_of(base)
+    targets = ["query", r"layer\.0\.output\.dense"]  # 32 × 32, and 48 in × 32 out
+    params = {"rank": most + 1, "init": init, "target_modules": targets}
+    params |= {"rank_pattern": {"query": 2}, "alpha_pattern": {"query": 4}}
+    config = PEFTConfig(name="lora", params=params)
+    with pytest.raises(AdapterError, match=f"48 in × 32 out, rank {most} at most"):
+        attach(base, config, lambda: iter([batch]))
+    assert torch.equal(weight, before)  # nothing was begun
+
+
+@pytest.mark.parametrize("init", ["corda", "loftq"])
+def test_a_rank_of_all_the_vectors_of_a_module_is_taken(folders, init):
+    made, _, _ = attached(folders, init, rank=32, target_modules=["key"])
+    for layer in lora_layers(made.model).values():
+        assert layer.lora_A["default"].weight.shape == (32, 32)
+
+
 @pytest.mark.parametrize("alpha", [4, 32])
 def test_loftq_brings_the_base_near_to_what_it_was_at_any_scale(folders, alpha):
     base = base_of(folders)

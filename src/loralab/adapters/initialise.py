@@ -88,8 +88,8 @@ def initialise(
         batches: Training batches; eva, corda and lora-ga need them.
 
     Raises:
-        AdapterError: no batches, an init that does not fit the base, or one that left
-            everything as it was.
+        AdapterError: no batches, a rank or a base that the init does not fit, or an
+            init that left everything as it was.
     """
     if init in READS_ROWS and batches is None:
         raise AdapterError(
@@ -98,6 +98,7 @@ def initialise(
             why="without them it would silently be the default",
             fix="train an experiment, or pass batches to attach",
         )
+    _check_ranks(model, init)
     before, began = hash_of(model), time.perf_counter()
     with quiet_libraries():
         _STEPS[init](model, loaded, batches)
@@ -115,6 +116,27 @@ def initialise(
     }
     check_initialised(record)
     return Initialised(record, taken)
+
+
+_TAKES = {"corda": 1, "loftq": 1, "lora-ga": 2}
+"""Singular vectors of a module's matrix that an init takes, in ranks."""
+
+
+def _check_ranks(model: Any, init: str) -> None:
+    """Refuse ranks for which a module has too few singular vectors, or components."""
+    for name, layer in lora_layers(model).items():
+        shape = layer.in_features, layer.out_features
+        most = layer.in_features if init == "eva" else min(shape)
+        takes, rank = _TAKES.get(init, int(init == "eva")), layer.r["default"]
+        if takes * rank > most:
+            raise AdapterError(
+                f"init={init} allows this module, {shape[0]} in × {shape[1]} out, "
+                f"rank {most // takes} at most, and it has {rank}",
+                where=name,
+                why="it takes its first A and B from a matrix that has no more vectors",
+                fix="lower peft.params.rank, or this module's in rank_pattern and "
+                "alpha_pattern",
+            )
 
 
 def check_initialised(record: dict[str, Any]) -> None:
