@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -140,6 +141,8 @@ def test_a_full_disk_leaves_no_half_archive(tmp_path):
         ("C:/evil", "no plain name"),
         ("..\\evil", "no plain name"),
         ("folder/", "leads out"),
+        ("n" * 300, "too long a name"),
+        ("/".join(["d" * 200] * 30), "too long a name"),
     ],
 )
 def test_a_path_that_leads_elsewhere_is_refused(tmp_path, name, said):
@@ -159,6 +162,35 @@ def test_a_link_is_refused(tmp_path):
 def test_a_name_that_stands_twice_is_refused(tmp_path, second):
     path = hostile(tmp_path / "a.zip", [("a.json", b"1"), (second, b"2")])
     refused(path, tmp_path / "out", "twice")
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "a/b"), ("a/b/c", "A"), ("manifest.json/x", "b")]
+)
+def test_a_name_that_is_anothers_folder_is_refused(tmp_path, names):
+    path = hostile(tmp_path / "a.zip", [(name, b"1") for name in names])
+    refused(path, tmp_path / "out", "a file in it, and a folder")
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, published):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(PublishingError, match="cannot be taken apart here"):
+        extract(published[1], tmp_path / "file" / "out")
+
+
+def test_broken_compression_is_told(tmp_path):
+    noise = random.Random(0).randbytes(5000)
+    path = hostile(tmp_path / "a.zip", [("noise", noise), ("a", b"12345678" * 20)])
+    at = zipfile.ZipFile(path).getinfo("a").header_offset + 31
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + b"\xff" * 4 + data[at + 4 :] + b"\0" * 500)
+    refused(path, tmp_path / "out", "broken")
+
+
+def test_a_manifest_without_end_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("manifest.json", "[" * 200_000)
+    refused(tmp_path / "a.zip", tmp_path / "out", "cannot be read")
 
 
 def test_a_bomb_is_refused(tmp_path):

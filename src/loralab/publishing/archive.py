@@ -3,8 +3,9 @@
 Entries are stored, not compressed (weights do not shrink), with fixed times and rights,
 so the same run gives the same bytes. An archive from elsewhere may be hostile: what its
 manifest does not list, a path that leads out of the folder, a link, a name that stands
-twice, and entries that claim more bytes than the archive has are refused before
-anything is written, and what is written is compared with the manifest's sha256.
+twice or is another's folder, and entries that claim more bytes than the archive has are
+refused before anything is written, and what is written is compared with the manifest's
+sha256.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import hashlib
 import json
 import stat
 import zipfile
+import zlib
 from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Literal
 
 from pydantic import Field, ValidationError
@@ -28,7 +30,11 @@ from loralab.runs.files import atomic_directory, atomic_file, check_format
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can tell."""
 LARGEST_MANIFEST = 16 << 20
+LONGEST_PART, LONGEST_NAME = 255, 1024
+"""Bytes of a name that every file system takes: between two slashes, and in all."""
 _BLOCK = 1 << 20
+_BROKEN = (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error)
+"""What zipfile raises of an entry that cannot be read."""
 
 
 class Entry(Strict):
@@ -100,7 +106,8 @@ def extract(archive: Path, folder: Path) -> Manifest:
         Its manifest.
 
     Raises:
-        PublishingError: the folder is not empty, or the archive is broken or hostile.
+        PublishingError: the folder is not empty or cannot be written, or the archive
+            is broken or hostile.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise PublishingError(
@@ -108,14 +115,28 @@ def extract(archive: Path, folder: Path) -> Manifest:
         )
     with _opened(archive) as opened:
         manifest = _checked(opened, archive)
-        with atomic_directory(folder) as temporary:
-            for name, entry in manifest.files.items():
-                target = temporary / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("xb") as handle:
-                    _copy(opened, name, entry, handle, archive)
-            (temporary / MANIFEST).write_bytes(opened.read(MANIFEST))
+        try:
+            with atomic_directory(folder) as temporary:
+                _write(opened, manifest, temporary, archive)
+        except OSError as error:
+            raise PublishingError(
+                "the archive cannot be taken apart here",
+                where=str(folder),
+                why=str(error),
+                fix="name a folder where you may write, on a disk with room",
+            ) from None
     return manifest
+
+
+def _write(
+    archive: zipfile.ZipFile, manifest: Manifest, folder: Path, path: Path
+) -> None:
+    for name, entry in manifest.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as handle:
+            _copy(archive, name, entry, handle, path)
+    (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
@@ -137,6 +158,9 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> Manifest:
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise _bad(path, f"{twice[0]!r} stands twice in it")
+    folders = {str(above) for name in names for above in PurePosixPath(name).parents}
+    if both := sorted(folders.intersection(names)):
+        raise _bad(path, f"{both[0]!r} is a file in it, and a folder")
     total, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if total > size:
         raise _bad(
@@ -162,6 +186,9 @@ def _hostile(entry: zipfile.ZipInfo) -> str:
         return "is an absolute path"
     if any(part in ("", ".", "..") for part in parts):
         return "leads out of the folder, or nowhere"
+    longest = max(len(part.encode()) for part in parts)
+    if longest > LONGEST_PART or len(name.encode()) > LONGEST_NAME:
+        return "is too long a name"
     mode = entry.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         return "is a link or a special file"
@@ -177,7 +204,7 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
         raw = json.loads(archive.read(MANIFEST))
     except KeyError:
         raise _bad(path, f"it has no {MANIFEST}") from None
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+    except (*_BROKEN, OSError, ValueError, RecursionError) as error:
         raise _bad(path, f"its {MANIFEST} cannot be read", str(error)) from None
     version = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(version, int):
@@ -206,7 +233,7 @@ def _copy(
                 count += len(block)
                 if target is not None:
                     target.write(block)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise _bad(path, f"{name!r} is broken", str(error)) from None
     if count != entry.bytes or digest.hexdigest() != entry.sha256:
         raise _bad(path, f"{name!r} is not what the manifest says")
