@@ -13,7 +13,7 @@ from loralab.training.allotted import ranks_of_experiment
 from loralab.training.prepare import prepare
 from loralab.training.trainer import PEFTTrainer
 from tests.cli import loralab
-from tests.killing import killed, killed_and_resumed
+from tests.killing import Killed, killed, killed_and_resumed
 from tests.tiny import tiny
 
 SMALL = [
@@ -119,6 +119,50 @@ def test_a_killed_run_ends_with_the_same_bytes(base, tmp_path, monkeypatch, chan
     assert (run.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
     metrics = [r.evaluations()["test"]["metrics"] for r in (run, whole)]
     assert metrics[0] == metrics[1]
+
+
+LARGEST = 10**15
+
+
+@pytest.fixture
+def measured_last(base, tmp_path, monkeypatch):
+    """Return what is given a run that was killed as it evaluated: it is continued."""
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loralab.training.train._evaluate", die)
+        patch.setattr("loralab.training.watch.peak_memory_bytes", lambda: LARGEST)
+        with pytest.raises(Killed):
+            train(configured(base), tmp_path / "killed")
+    return tmp_path / "killed"
+
+
+def test_flops_and_peak_are_those_of_all_sessions(base, measured_last, tmp_path):
+    run = train(configured(base), measured_last, resume=True)
+    whole = train(configured(base), tmp_path / "whole")
+    assert run.read()["training"]["flops"] == whole.read()["training"]["flops"] > 0
+    assert run.read()["peak_memory_bytes"] == LARGEST
+    assert whole.read()["peak_memory_bytes"] < LARGEST
+    name = "adapter_model.safetensors"
+    assert (run.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
+
+
+def test_a_checkpoint_from_before_flops_and_peak_were_kept_is_continued(
+    base, measured_last
+):
+    for file in measured_last.rglob("state.json"):
+        state = json.loads(file.read_text("utf-8"))
+        parts = dict(state["parts"]["__items__"])
+        del parts["flops"]
+        (report,) = parts["report"].values()
+        report[:] = [pair for pair in report if pair[0] != "peak_memory_bytes"]
+        state["parts"]["__items__"] = list(parts.items())
+        file.write_text(json.dumps(state), "utf-8")
+    run = train(configured(base), measured_last, resume=True)
+    assert run.read()["training"]["flops"] is None
+    assert 0 < run.read()["peak_memory_bytes"] < LARGEST
 
 
 def test_an_init_that_comes_out_otherwise_is_not_resumed(base, tmp_path, monkeypatch):

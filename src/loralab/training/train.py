@@ -26,7 +26,7 @@ from loralab.logs import run_log
 from loralab.models.numerics import seed_everything
 from loralab.models.quiet import quiet_libraries
 from loralab.runs import Run
-from loralab.runs.environment import environment, peak_memory_bytes
+from loralab.runs.environment import environment
 from loralab.runs.files import atomic_directory, remove_leftovers
 from loralab.runs.run import create, move_aside, now
 from loralab.training.callbacks._life import opened
@@ -157,7 +157,7 @@ def _run_training(
     log.emit("plan", **plan)
     try:
         _keep_features(prepared, plan, log)
-        training = _fit(run, prepared, log, start, callbacks)
+        training, report = _fit(run, prepared, log, start, callbacks)
         log.tell("saving")
         _save(run, prepared)
         training["trainable"] = _trained(prepared.attached.model)
@@ -179,7 +179,7 @@ def _run_training(
         error=None,
         training=training,
         adapter_bytes=size,
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=report.peak_memory_bytes,
     )
     log.emit("complete", run=str(run.path))
 
@@ -315,8 +315,8 @@ def _fit(
     log: EventLog,
     start: Path | None,
     callbacks: Sequence[Any],
-) -> dict[str, Any]:
-    """Run the trainer, from a checkpoint if there is one; return timings and rates."""
+) -> tuple[dict[str, Any], ReportCallback]:
+    """Run the trainer, maybe from a checkpoint; return times, rates and who watched."""
     trainer, report = _build_trainer(run, prepared, log, callbacks)
     several = prepared.config.training.parallel.processes > 1
     if several:
@@ -335,7 +335,7 @@ def _fit(
         if several:
             part(trainer, prepared)
     spent, steps = report.seconds, trainer.state.global_step
-    return {
+    told = {
         "steps": steps,
         "seconds": round(time.perf_counter() - began, 3),  # of this session
         "step_seconds": round(spent, 3),
@@ -346,12 +346,13 @@ def _fit(
         "most_trainable": report.most_trained,
         "flops": _flops(trainer),
     }
+    return told, report
 
 
 def _flops(trainer: PEFTTrainer) -> float | None:
     """Return the floating-point operations of matrix products.
 
-    Those of the session's first micro-batch, forward and backward, by position.
+    Those of the training's first micro-batch, forward and backward, by position.
     """
     if trainer.flops is None:
         return None

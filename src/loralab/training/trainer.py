@@ -149,7 +149,8 @@ class PEFTTrainer(Trainer):
         self._shortest = self._units[lengths.index(min(lengths))]
         self.flops: tuple[int, int] | None = None
         self.parts: dict[str, Part] = {
-            "counts": (lambda: dict(self.counts), self.counts.update)
+            "counts": (lambda: dict(self.counts), self.counts.update),
+            "flops": (lambda: self.flops, self._keep_flops),
         }
         self.penalty: Callable[[Any], torch.Tensor] | None = None
         self.fit: Callable[[dict[str, torch.Tensor]], None] = lambda _: None
@@ -279,6 +280,11 @@ class PEFTTrainer(Trainer):
                     optimizer.add_param_group({**group, "params": rest, "lr": rate})
         return optimizer
 
+    def _keep_flops(self, found: Sequence[int] | None) -> None:
+        if found is not None:
+            flops, positions = found
+            self.flops = flops, positions
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: the estimate is of no use here, and knows one batch shape only."""
         return 0
@@ -342,9 +348,8 @@ class PEFTTrainer(Trainer):
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         folder = Path(checkpoint)
         tensors = self._shaped(folder)
-        held = read_state(folder)["parts"]
-        for name, (_, put) in self.parts.items():
-            put(held[name])
+        for name, part in read_state(folder)["parts"].items():
+            self.parts[name][1](part)
         put_trained(self.model, tensors, folder)
 
     def _shaped(self, folder: Path) -> dict[str, torch.Tensor]:

@@ -28,14 +28,25 @@ class ReportCallback(TrainerCallback):
         self._first_step = 0
         self.seconds = 0.0
         self.most_trained = 0
+        self._peak_before = 0
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The highest resident size of this session and those before it."""
+        return max(self._peak_before, peak_memory_bytes())
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed training goes on counting from."""
-        return {"seconds": self.seconds, "most_trained": self.most_trained}
+        return {
+            "seconds": self.seconds,
+            "most_trained": self.most_trained,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Set what `state` returned."""
+        """Set what `state` returned; an older one knows no peak."""
         self.seconds, self.most_trained = state["seconds"], state["most_trained"]
+        self._peak_before = state.get("peak_memory_bytes", 0)
 
     def on_train_begin(
         self,
@@ -98,7 +109,7 @@ class ReportCallback(TrainerCallback):
             grad_norm=logs.get("grad_norm"),
             learning_rate=logs["learning_rate"],
             tokens_per_second=round(self._counts["tokens"] / self.seconds, 1),
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=self.peak_memory_bytes,
         )
 
     def on_evaluate(
