@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pyarrow.parquet as parquet
 import pytest
 
 from tests.cli import loralab
@@ -92,6 +93,86 @@ def test_compare_pairs_runs_on_the_same_rows(minilm_run):
     assert pair["value"] == 0
     assert pair["low"] == pytest.approx(-pair["high"])
     assert 0 < pair["high"] < 0.1  # other rows may tell them apart
+
+
+def evaluated(run, folder, split="test", rows=None, **changes):
+    """Return the folder of a run's copy whose evaluation says something else."""
+    copy = shutil.copytree(run.path, folder / run.id)
+    file = copy / "eval" / "test.json"
+    result = {**json.loads(file.read_text("utf-8")), "split": split, **changes}
+    predictions = parquet.read_table(copy / "eval" / "predictions-test.parquet")
+    if rows is not None:
+        predictions = predictions.take(list(rows))
+    result["measured_rows"] = len(predictions)
+    (copy / "eval" / f"{split}.json").write_text(json.dumps(result), "utf-8")
+    parquet.write_table(predictions, copy / "eval" / f"predictions-{split}.parquet")
+    return copy
+
+
+def compared(folder, *words):
+    """Return what compare prints, its JSON and its Markdown."""
+    shown = loralab("compare", *words, "--out", folder / "out")
+    assert shown.code == 0, shown.err
+    found = json.loads(loralab("compare", *words, "--json").out)
+    assert found == json.loads((folder / "out" / "comparison.json").read_text("utf-8"))
+    return shown.out, found, (folder / "out" / "comparison.md").read_text("utf-8")
+
+
+def test_what_runs_do_not_share_is_said_of_each(minilm_run, tmp_path):
+    changed = {"primary": "cross_entropy", "confidence": 0.8}
+    other = evaluated(minilm_run, tmp_path, rows=range(40), **changed)
+    shown, found, text = compared(tmp_path, minilm_run.path, other)
+    assert found["paired"] == []
+    (pair,) = found["unpaired"]
+    assert pair["why"] == "other metrics (accuracy, cross_entropy), other test rows"
+    for told in (shown, text.replace("\\", "")):
+        assert f"not paired: {pair['why']}." in " ".join(told.split())
+        assert "80 %" in told
+        assert "95 % intervals" not in told
+    assert "64 test rows" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| trec-6")]
+    first, second = (row.replace("\\", "") for row in rows)
+    for word in ("accuracy (share)", "higher", " 64 |", "95 %"):
+        assert word in first
+    for word in ("cross_entropy (nats/label)", "lower", " 40 |", "80 %"):
+        assert word in second
+    page = (tmp_path / "out" / "comparison.html").read_text("utf-8")
+    assert "<svg" not in page  # two metrics have no axis in common
+
+
+def test_a_paired_difference_says_its_confidence_where_it_is_not_that_of_all(
+    minilm_run, tmp_path
+):
+    other = evaluated(minilm_run, tmp_path, confidence=0.8)
+    shown, found, text = compared(tmp_path, minilm_run.path, other)
+    (pair,) = found["paired"]
+    assert pair["confidence"] == 0.95 and found["unpaired"] == []
+    assert "+0.000" not in shown and "of 95 % (no difference shown)" in shown
+    assert "64 test rows, intervals over rows" in text
+
+
+def test_a_comparison_says_whose_rows_it_is_of(minilm_run, tmp_path):
+    run = evaluated(minilm_run, tmp_path, "validation")
+    shown, found, text = compared(tmp_path, run, run, "--split", "validation")
+    assert [one["split"] for one in found["records"]] == ["validation"] * 2
+    assert "validation rows, 95 % intervals" in shown
+    assert "64 validation rows, 95 % intervals" in text
+
+
+def test_rows_in_another_order_are_not_called_other_rows(minilm_run, tmp_path):
+    other = evaluated(minilm_run, tmp_path, rows=range(63, -1, -1))
+    shown, _, _ = compared(tmp_path, minilm_run.path, other)
+    assert "the same test rows in another order" in shown
+
+
+def test_a_metric_of_more_than_the_answers_is_not_paired(minilm_run, tmp_path):
+    result = minilm_run.evaluations()["test"]
+    better = {**result["better"], "ece": "lower"}
+    metrics = {**result["metrics"], "ece": result["metrics"]["accuracy"]}
+    changed = {"primary": "ece", "better": better, "metrics": metrics}
+    run = evaluated(minilm_run, tmp_path, **changed)
+    shown, _, _ = compared(tmp_path, run, run)
+    assert "ece takes more than the answers that are stored" in shown
 
 
 def test_evaluate_writes_another_split(minilm_run):

@@ -37,8 +37,8 @@ def compare(
 ) -> None:
     """Compare runs: quality, size, how they were made; speed and answers if asked.
 
-    With --json an object: records (of each run), paired; latency and footprint
-    with --latency, answers with --prompts.
+    With --json an object: records (of each run), paired, unpaired (and why); latency
+    and footprint with --latency, answers with --prompts.
 
     Example: loralab compare trec-6 trec-6-onnx-int8 --latency --out comparison
     """
@@ -64,7 +64,7 @@ def compare(
     if json_output:
         print_json(found)
     else:
-        show(found, split)
+        show(found)
 
 
 def _lines(file: Path) -> list[str]:
@@ -86,38 +86,55 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
     write_text(folder / "comparison.html", html("Comparison", found))
 
 
-def show(found: dict[str, Any], split: str = "test") -> None:
+def show(found: dict[str, Any]) -> None:
     """Print a comparison: runs, paired differences, what else was measured."""
     from loralab.cli import render
-    from loralab.reporting.comparison import answers, memory, speed
+    from loralab.reporting.comparison import (
+        answers,
+        memory,
+        speed,
+        told_apart,
+        why_unpaired,
+    )
 
     console = render.console()
-    console.print(_table(found["records"], split))
+    console.print(_table(found["records"]))
     cautions = {one["caution"] for one in found["records"] if one["caution"]}
     for text in sorted(cautions):
         console.print(f"caution: {text}")
+    own = "intervals" in told_apart(found["records"])
     for pair in found["paired"]:
         gap = render.interval(pair, sign=True)
+        gap += f" of {percent(pair['confidence'], None)}" if own else ""
         says = render.verdict(pair["better"], pair)
         console.print(
             f"{pair['second']} − {pair['first']}, same rows: {pair['metric']} {gap} "
             f"({says})",
         )
+    for line in why_unpaired(found):
+        console.print(line)
     for made in (speed(found), memory(found), answers(found)):
         if made:
             console.print(render.report_table(made))
 
 
-def _table(records: list[dict[str, Any]], split: str) -> Any:
+def _table(records: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    share = percent(records[0]["confidence"], 0)
-    title = f"{split} rows, {share} intervals over rows, adapter − base paired"
+    from loralab.reporting.comparison import split_of, told_apart
+
+    apart, first = told_apart(records), records[0]
+    split = "" if "split" in apart else f"{split_of(first)} "
+    share = "" if "intervals" in apart else f"{percent(first['confidence'], None)} "
+    title = f"{split}rows, {share}intervals over rows, adapter − base paired"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for record in records:
         table.add_column(record["run"])
-    columns = [_cells(record) for record in records]
+    columns = [
+        _cells(record, {name: str(apart[name][i]) for name in OWN if name in apart})
+        for i, record in enumerate(records)
+    ]
     for name in columns[0]:
         cells = [column[name] for column in columns]
         if set(cells) != {NONE}:
@@ -126,10 +143,12 @@ def _table(records: list[dict[str, Any]], split: str) -> Any:
 
 
 NONE = "–"
+OWN = ("split", "intervals")
+"""What the title tells of all runs where it is the same, and a row where it is not."""
 
 
-def _cells(record: dict[str, Any]) -> dict[str, str]:
-    """Return what the table says of one run, by row."""
+def _cells(record: dict[str, Any], own: dict[str, str]) -> dict[str, str]:
+    """Return what the table says of one run, by row; `own` stands below its metric."""
     from loralab.cli import render
 
     metric, values = record["metric"], record["values"]
@@ -138,6 +157,7 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
     return {
         "base model": record["base"] + new_head,
         "metric (rows)": f"{metric} ({record['rows']:,})",
+        **{f"  {name}": text for name, text in own.items()},
         "  most frequent class": NONE if majority is None else f"{majority:.3f}",
         "  base": render.interval(values.get("base")),
         "  this run": render.interval(values["adapter"]),

@@ -41,6 +41,7 @@ def record(run: Run, split: str) -> dict[str, Any]:
         "kind": content["kind"],
         "task": content["task"],
         "base": content["base"]["path"],
+        "split": result["split"],
         "metric": metric,
         "better": result["better"][metric],
         "values": result["metrics"][metric],
@@ -140,37 +141,67 @@ def row_scores(
     return keys, (scores.sums[:, 0], scores.sums[:, 1])
 
 
-def paired_difference(first: Run, second: Run, split: str) -> dict[str, Any] | None:
-    """Return second minus first on the rows both saw, or None if they are not the same.
+def _why_not(
+    one: Mapping[str, list[Any]],
+    two: Mapping[str, list[Any]],
+    metrics: Sequence[str],
+    split: str,
+) -> str:
+    """Return why what two runs said is not compared row by row; empty if it can be."""
+    found = []
+    if metrics[0] != metrics[1]:
+        found.append(f"other metrics ({metrics[0]}, {metrics[1]})")
+    if sorted(one["key"]) != sorted(two["key"]):
+        found.append(f"other {split} rows")
+    elif one["key"] != two["key"]:
+        found.append(f"the same {split} rows in another order")
+    elif metrics[0] == metrics[1] == "cross_entropy" and one["labels"] != two["labels"]:
+        found.append("other tokens, and cross-entropy is one of tokens")
+    name, _, _ = metrics[0].partition("(")  # without the params of its label
+    entry = registry.get("metric", name) if registry.known("metric", name) else None
+    if not found and entry and "needs" in entry.facts:
+        found.append(f"{metrics[0]} takes more than the answers that are stored")
+    return ", ".join(found)
+
+
+def paired_difference(first: Run, second: Run, split: str) -> dict[str, Any]:
+    """Return second minus first on the rows both saw, or ``why`` it cannot be told.
 
     The metric is the primary one; rows are the same when their keys are, in order.
+    The interval is of the first run's confidence.
     """
+    both = {"first": first.id, "second": second.id}
     one, two = _predictions(first, split), _predictions(second, split)
     results = [run.evaluations()[split] for run in (first, second)]
     metric, form = results[0]["primary"], results[0]["form"]
-    if one["key"] != two["key"] or results[1]["primary"] != metric:
-        return None
-    config = first.config.evaluation
-    if metric == "cross_entropy" and one["labels"] != two["labels"]:
-        return None  # other tokens: cross-entropy per token is not comparable
+    if why := _why_not(one, two, [result["primary"] for result in results], split):
+        return {**both, "why": why}
+    config, confidence = first.config.evaluation, results[0]["confidence"]
     names = _class_names(one, two) if form == "class" else []
     given = [{metric: _scores(first, x, form, metric, names)} for x in (two, one)]
-    found = score_intervals(given, config.confidence, config.resamples, config.seed)
+    found = score_intervals(given, confidence, config.resamples, config.seed)
     return {
-        "first": first.id,
-        "second": second.id,
+        **both,
         "metric": metric,
         "better": results[0]["better"][metric],
+        "confidence": confidence,
         **found[metric][-1].as_dict(),
     }
 
 
 def compare(runs: Sequence[Run], split: str = "test") -> dict[str, Any]:
-    """Return a record of each run, and paired differences to the first one.
+    """Return a record of each run, and differences to the first one.
+
+    Returns:
+        ``records``; ``paired`` differences; ``unpaired``: why others are not told.
 
     Raises:
         RunError: a run is not complete.
     """
     records = [record(run, split) for run in runs]
     pairs = [paired_difference(runs[0], run, split) for run in runs[1:]]
-    return {"records": records, "paired": [pair for pair in pairs if pair]}
+    return {
+        "records": records,
+        "paired": [pair for pair in pairs if "why" not in pair],
+        "unpaired": [pair for pair in pairs if "why" in pair],
+    }

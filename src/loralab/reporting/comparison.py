@@ -45,16 +45,63 @@ def _size(record: Mapping[str, Any]) -> float:
     return float(record["weight_bytes"] + record["adapter_bytes"])
 
 
+def told_apart(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
+    """Return what each run says of how it was measured, where not all say the same.
+
+    By column: ``metric``, ``better``, ``split``, ``rows``, ``intervals``.
+    """
+    metrics = [record["metric"] for record in records]
+    said: dict[str, list[Cell]] = {
+        "metric": [f"{metric} ({unit_of(metric)})" for metric in metrics],
+        "better": [record["better"] for record in records],
+        "split": [split_of(record) for record in records],
+        "rows": [record["rows"] for record in records],
+        "intervals": [percent(record["confidence"], None) for record in records],
+    }
+    return {name: cells for name, cells in said.items() if len(set(cells)) > 1}
+
+
+def split_of(record: Mapping[str, Any]) -> str:
+    """Return whose rows were measured; a pipeline's older comparison means test."""
+    return str(record.get("split", "test"))
+
+
+def why_unpaired(found: Comparison) -> list[str]:
+    """Return a sentence of each run that is not compared with the first row by row."""
+    called = _called(found)
+    return [
+        f"{called[one['first']]} and {called[one['second']]} are not paired: "
+        f"{one['why']}."
+        for one in found.get("unpaired", [])
+    ]
+
+
+def _measured(found: Comparison, apart: Mapping[str, Any]) -> str:
+    """Return how all runs were measured, but for what each says for itself."""
+    first = found["records"][0]
+    words = [] if "rows" in apart else [f"{first['rows']:,}"]
+    words += [] if "split" in apart else [split_of(first)]
+    text, sure = " ".join([*words, "rows"]), percent(first["confidence"], None)
+    text = text[0].upper() + text[1:]
+    if "intervals" in apart:
+        text += f", intervals over rows, the difference paired, with one of {sure}"
+    else:
+        text += f", {sure} intervals over rows, the difference paired"
+    return f"{text}." if "better" in apart else f"{text}; {first['better']} is better."
+
+
 def quality(found: Comparison) -> Table:
     """Return size and quality of every run, and its paired difference to the first."""
     gaps = {pair["second"]: pair for pair in found["paired"]}
     records, called = found["records"], _called(found)
-    metric, share = records[0]["metric"], records[0]["confidence"]
+    metric, apart = records[0]["metric"], told_apart(records)
     rows: list[list[Cell]] = []
-    for record in records:
+    for number, record in enumerate(records):
         whole = 2 * record["parameters"]
         row: list[Cell] = [called[record["run"]], _form(record), _size(record) / MEGA]
-        row += [100 * _size(record) / whole, _interval(record["values"]["adapter"])]
+        row += [100 * _size(record) / whole]
+        row += [cells[number] for cells in apart.values()]
+        row.append(_interval(record["values"]["adapter"]))
         row.append(_interval(gaps.get(record["run"])))
         kept = record.get("kept")
         row.append(None if kept is None else 100 * kept)
@@ -64,13 +111,14 @@ def quality(found: Comparison) -> Table:
         Column("stored as"),
         Column("size", "MB", 1),
         Column("of fp16", "%", 1),
-        Column(metric, unit_of(metric)),
+        *(Column(name) for name in apart),
+        Column("value") if "metric" in apart else Column(metric, unit_of(metric)),
         Column("difference to the first", signed=True),
         Column("adapter kept", "%", 1),
     ]
     notes = [
-        f"{records[0]['rows']:,} test rows, {percent(share, 0)} intervals over rows, "
-        f"the difference paired; {records[0]['better']} is better.",
+        _measured(found, apart),
+        *why_unpaired(found),
         "The size of an adapter is that of its base in the dtype it was run in, with "
         "the adapter; of a stored model, that of its weights' files.",
     ]
@@ -164,11 +212,16 @@ def tables(found: Comparison) -> list[Table]:
     return [table for table in made if table]
 
 
-def trade_off(found: Comparison) -> Figure:
-    """Return the figure of size against quality, with the front of the best."""
+def trade_off(found: Comparison) -> Figure | None:
+    """Return the figure of size against quality, with the front of the best.
+
+    None where the runs have other metrics: they stand on no common axis.
+    """
     from loralab.reporting.figures import Point, pareto
 
     records, called = found["records"], _called(found)
+    if "metric" in told_apart(records):
+        return None
     points = [
         Point(called[record["run"]], _size(record) / MEGA, value, _form(record))
         for record in records
@@ -197,6 +250,8 @@ def html(title: str, found: Comparison) -> str:
     caption = "Size of the weights against quality; the line joins the best trade-offs."
     parts: list[Part] = [Heading("What the runs show")]
     made: Sequence[Table] = tables(found)
-    parts += [TablePart(made[0]), FigurePart(trade_off(found), caption, caption)]
+    parts.append(TablePart(made[0]))
+    if figure := trade_off(found):
+        parts.append(FigurePart(figure, caption, caption))
     parts += [TablePart(table) for table in made[1:]]
     return page(title, parts, f"loralab {__version__}")
