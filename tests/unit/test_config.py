@@ -252,6 +252,12 @@ def test_fractions_that_leave_no_training_row_are_refused(given, says):
         validate(raw)
 
 
+def test_a_training_of_no_steps_is_refused():
+    with pytest.raises(ConfigErrors, match="-1 for num_train_epochs, or at least 1"):
+        compose("sms-spam", ["training.max_steps=0"])
+    assert compose("sms-spam", ["training.max_steps=-1"]).training.max_steps == -1
+
+
 def test_early_stopping_needs_validation_rows():
     given = ["training.early_stopping.patience=2", "data.validation_fraction=0"]
     with pytest.raises(ConfigErrors, match="validation rows"):

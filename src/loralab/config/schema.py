@@ -12,12 +12,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from loralab import registry
@@ -278,6 +273,14 @@ class TrainingConfig(Strict):
         default_factory=lambda: [CallbackConfig(name="tensorboard")],
         description="trackers and monitors, each {name, params}",
     )
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, steps: int) -> int:
+        if not steps:
+            told = "0 trains nothing: -1 for num_train_epochs, or at least 1"
+            raise PydanticCustomError("loralab", told)
+        return steps
 
     def to_training_arguments(self, output_dir: str) -> TrainingArguments:
         """Return the transformers ``TrainingArguments`` of this configuration.
