@@ -484,6 +484,13 @@ def test_an_adapter_that_is_better_is_told_only_what_could_be_gained():
     assert files.kinds() == ["overfit"]
 
 
+def test_an_adapter_that_beats_an_untrained_head_by_one_class_is_told_so():
+    files = Files()
+    files.differs("accuracy", 0.2, 0.02)
+    says_one_class(files)
+    assert files.kinds() == ["only_frequent_class"]
+
+
 def test_a_run_killed_before_its_plan_can_be_diagnosed():
     files = Files()
     files.record = {"status": "interrupted"}

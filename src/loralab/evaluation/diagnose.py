@@ -22,7 +22,7 @@ CHECKS = (
     *diagnose_setup.CHECKS,
     *diagnose_training.LATER,
 )
-EVEN_IF_BETTER = {"overfit", "still_falling", "rows_cut"}
+EVEN_IF_BETTER = {"overfit", "still_falling", "rows_cut", "only_frequent_class"}
 EVEN_IF_BETTER |= {"leaks_kept", "no_test_evaluation", "interval_unsure"}
 """Kinds that are told of an adapter that beat its base, too."""
 
