@@ -141,47 +141,41 @@ def _stream(pieces: Iterator[str]) -> None:
 
 
 def _context(text: str | None, file: Path | None) -> str | None:
+    from loralab.cli.lines import read_text
     from loralab.errors import DataError
 
     if text is not None and file is not None:
         raise DataError("give --context or --context-file, not both")
-    return _read(file) if file is not None else text
-
-
-def _read(file: Path) -> str:
-    from loralab.errors import DataError
-
-    if not file.is_file():
-        raise DataError("no such file", where=str(file))
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DataError("not UTF-8", where=str(file)) from None
+    return read_text(file) if file is not None else text
 
 
 def _inputs(
     texts: list[str] | None, file: Path | None, context: str | None
 ) -> list[Any]:
+    """Return the inputs: an answer goes with each text, so none is left out.
+
+    Raises:
+        DataError: no text, a blank one, or a line that is no object.
+    """
+    from loralab.cli.lines import lines_of, read_lines
     from loralab.errors import DataError
 
+    found, place = texts or [], "text "
     if file is not None:
         if texts:
             raise DataError("give texts or --file, not both")
-        found = _read(file).splitlines()
-    elif texts:
-        found = texts
-    else:
-        found = [] if sys.stdin.isatty() else sys.stdin.read().splitlines()
+        found, place = read_lines(file), f"{file}:"
+    elif not texts and not sys.stdin.isatty():
+        found, place = lines_of(sys.stdin.read()), "standard input:"
     if not any(text.strip() for text in found):
         raise DataError("no text", fix="give texts, --file, or lines on standard input")
+    blank = next((n for n, text in enumerate(found, 1) if not text.strip()), None)
+    if blank:
+        fix = "remove it, or write a text there: there is an answer to each"
+        raise DataError("blank", where=f"{place}{blank}", fix=fix)
     if file is not None and file.suffix == ".jsonl":
-        return [
-            _object(line, f"{file}:{n}")
-            for n, line in enumerate(found, 1)
-            if line.strip()
-        ]
-    kept = [text for text in found if text.strip()]
-    return [(text, context) for text in kept] if context is not None else list(kept)
+        return [_object(line, f"{place}{n}") for n, line in enumerate(found, 1)]
+    return [(text, context) for text in found] if context is not None else list(found)
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
