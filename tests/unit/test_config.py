@@ -66,6 +66,13 @@ def test_three_misspelled_keys_are_three_errors_with_the_nearest_key():
     assert "nearest: rank" in text["peft.params.rnk"]
 
 
+def test_a_method_that_is_not_named_is_the_default_one():
+    raw = compose("sms-spam").model_dump(mode="json")
+    raw["peft"] = {"params": {"rnk": 2}}
+    with pytest.raises(ConfigErrors, match="nearest: rank"):
+        validate(raw)
+
+
 def test_wrong_types_and_unknown_names_are_told_with_the_rest():
     given = ["training.seed=abc", "peft.name=lorra", "model.device=gpu", "evil=1"]
     with pytest.raises(ConfigErrors) as caught:
@@ -73,6 +80,47 @@ def test_wrong_types_and_unknown_names_are_told_with_the_rest():
     where = {p.where.split()[-1] for p in caught.value.problems}
     assert where == {"training.seed", "peft.name", "model.device", "evil"}
     assert "lora" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says", "fix"),
+    [
+        (
+            "data.max_rows=200",
+            "a mapping with keys train, validation, test",
+            "data.max_rows.train=200",
+        ),
+        (
+            "training.early_stopping=true",
+            "a mapping with keys patience, threshold",
+            "training.early_stopping.patience=VALUE",
+        ),
+        ("peft.params=3", "a mapping with keys target_modules", "peft.params.rank=3"),
+        ("data.columns=body", "a mapping", "'data.columns={text: COLUMN}'"),
+        (
+            "task=text-clasification",
+            "{name, params}; nearest: text-classification",
+            "task.name=text-classification",
+        ),
+        ("data.source=x.csv", "{name, params}; known:", "data.source.name=NAME"),
+        (
+            "training.callbacks=[tensorbord]",
+            "{name, params}; nearest: tensorboard",
+            "write {name: tensorboard}",
+        ),
+        ("evaluation.splits=test", "a list", "evaluation.splits=[test]"),
+        ("training.seed=1.5", "a whole number", ""),
+        ("training.gradient_checkpointing=perhaps", "true or false", ""),
+        ("model.device=GPU", "'best', 'cpu', 'cuda' or 'mps'", ""),
+        ("training.logging_steps=0", "greater than 0", ""),
+    ],
+)
+def test_a_wrong_type_says_in_plain_words_what_is_expected(given, says, fix):
+    with pytest.raises(ConfigErrors) as caught:
+        compose("sms-spam", [given])
+    (problem,) = caught.value.problems
+    assert f": must be {says}" in problem.what
+    assert problem.fix == fix
 
 
 @pytest.mark.parametrize("key", ["model.path", "model.dtype", "task.params.max_length"])

@@ -192,6 +192,7 @@ class DataConfig(Strict):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="the task's column name -> the name it has in the source",
+        examples=[{"text": "COLUMN"}],
     )
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="taken from train if the source has no such split"
