@@ -368,6 +368,13 @@ def test_missing_text_file(damaged):
     assert_refused(loralab("infer", damaged, "--file", "gone.txt"), "no such file")
 
 
+@pytest.mark.parametrize("args", ["--log-level loud runs", "runs --status loud"])
+def test_a_choice_that_an_option_does_not_have(args):
+    outcome = loralab(*args.split())
+    assert_refused(outcome, "'loud' is not one of")
+    assert "Value error" not in outcome.err
+
+
 def test_unknown_split(damaged):
     assert_refused(
         loralab("evaluate", damaged, "--split", "dev"), "'dev' is not one of"

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from loralab.cli import (
     compare,
@@ -56,8 +59,34 @@ CONTINUED = {
 }
 """What a user who stopped a verb is told, beyond that it stopped."""
 
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Take from typer's word on a wrong value what pydantic says before it."""
+    try:
+        yield
+    except typer.BadParameter as error:
+        error.message = error.message.removeprefix("Value error, ")
+        raise
+
+
+class Verbs(TyperGroup):
+    """The verbs; a value that an option does not take is refused in plain words."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options that stand before the verb."""
+        with _plainly():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read a verb's own options, and run it."""
+        with _plainly():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="loralab",
+    cls=Verbs,
     help="The whole life of a LoRA adapter: configure, train, evaluate, use, compare.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
