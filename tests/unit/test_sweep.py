@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from tests.cli import loralab
 
 from loralab import registry
 from loralab.errors import ConfigError
@@ -208,3 +209,18 @@ def test_workers_share_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert shares(LocalParams()) == (2, 1)
     assert shares(LocalParams(threads=3)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "option", "able"),
+    [
+        (["--trials", 2], "--trials", "--sampler optuna or --sampler random"),
+        (["--sampler-seed", 2], "--sampler-seed", "--sampler optuna or"),
+        (["--sampler", "random", "--pruner", "none"], "--pruner", "--sampler optuna"),
+    ],
+)
+def test_an_option_of_another_sampler_is_refused_with_who_takes_it(args, option, able):
+    said = loralab("sweep", "trec-6", f"{LR}=tag(log,interval(1e-4,1e-2))", *args).err
+    assert f"takes no {option}" in said
+    assert f"fix: {able}" in said
+    assert ("grid tries every value" in said) == ("--sampler" not in args)

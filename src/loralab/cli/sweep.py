@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +43,8 @@ Pruner = Annotated[str | None, typer.Option(help="none, median, hyperband (optun
 Metric = Annotated[str, typer.Option(help="Of validation rows: what is best.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try failed trials again.")]
 Cost = Annotated[bool, typer.Option(help="Measure first what a run will take.")]
+OPTIONS = {"trials": "--trials", "seed": "--sampler-seed", "pruner": "--pruner"}
+"""How a key of a sampler is set on the command line."""
 
 
 def sweep(
@@ -76,6 +78,7 @@ def sweep(
 
     given = {"trials": trials, "seed": sampler_seed, "pruner": pruner}
     params = {key: value for key, value in given.items() if value is not None}
+    _check_sampler(sampler, params)
     points, of_executor = executor_params(overrides or (), workers)
     config = SweepConfig(experiment, tuple(points), sampler, params, metric)
     console = render.console(stderr=json_output)
@@ -94,6 +97,24 @@ def sweep(
         console.print(f"sweep {made.path}", soft_wrap=True)
     if any(trial.status == "failed" for trial in made.trials):
         raise typer.Exit(1)
+
+
+def _check_sampler(name: str, params: Iterable[str]) -> None:
+    """Refuse an option that the sampler does not take, and name those that do."""
+    from loralab import registry
+    from loralab.errors import ConfigError
+
+    own = registry.get("sampler", name).schema.model_fields
+    key = next((key for key in params if key not in own), None)
+    if key is None:
+        return
+    others = registry.entries("sampler").items()
+    able = [f"--sampler {one}" for one, of in others if key in of.schema.model_fields]
+    raise ConfigError(
+        f"the sampler {name} takes no {OPTIONS[key]}",
+        why="grid tries every value" if name == "grid" else "",
+        fix=f"{' or '.join(able)} takes {OPTIONS[key]}",
+    )
 
 
 def _ahead(sweep: Sweep, cost: bool) -> Iterator[str]:
