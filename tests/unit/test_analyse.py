@@ -196,3 +196,14 @@ def test_an_experiment_that_has_changed_stops_the_study(tmp_path):
     made.write(cells)
     with pytest.raises(RunError, match="has changed since"):
         made.run(workers=1)
+
+
+@pytest.mark.parametrize(
+    "content", [{"defaults": ["/experiment/trec-6", "_self_"]}, {"task": {}, "data": 1}]
+)
+def test_an_experiment_is_no_study_and_is_told_so_once(tmp_path, content):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_study(file)
+    assert caught.value.what == "this is an experiment, not a study"

@@ -25,6 +25,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from loralab.config import ExperimentConfig
 from loralab.config.problems import config_errors
 from loralab.errors import ConfigError
 from loralab.registry import Strict
@@ -225,6 +226,13 @@ def read_study(path: str | Path) -> StudyConfig:
         ) from None
     if not isinstance(raw, dict):
         raise ConfigError("a study is a mapping", where=str(path))
+    foreign = {*ExperimentConfig.model_fields, "defaults"} - {*StudyConfig.model_fields}
+    if foreign & raw.keys() and not {"question", "arms"} & raw.keys():
+        raise ConfigError(
+            "this is an experiment, not a study",
+            where=str(path),
+            fix=f"loralab plan {path}; or name it in a study, as its `experiment`",
+        )
     raw.setdefault(
         "name", file.stem if file.stem != "study" else file.resolve().parent.name
     )
