@@ -160,7 +160,8 @@ def _run_training(
         training, report = _fit(run, prepared, log, start, callbacks)
         log.tell("saving")
         _save(run, prepared)
-        training["trainable"] = _trained(prepared.attached.model)
+        left = prepared.attached.model.parameters()
+        training["trainable"] = sum(p.numel() for p in left if p.requires_grad)
         adapter = _saved(run, prepared)
         _evaluate(run, prepared, adapter, log)
     except LoralabError as error:
@@ -358,10 +359,6 @@ def _flops(trainer: PEFTTrainer) -> float | None:
         return None
     first, positions = trainer.flops
     return first * trainer.counts["positions"] / positions
-
-
-def _trained(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _save(run: Run, prepared: Prepared) -> None:
