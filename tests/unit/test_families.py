@@ -7,6 +7,7 @@ import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from loralab.adapters.attach import attach
 from loralab.config import ModelConfig, PEFTConfig, compose
 from loralab.config.compose import describe, presets
-from loralab.errors import AdapterError, ModelError
+from loralab.errors import AdapterError, DataError, ModelError
+from loralab.inference.generate import encode, generate, stream
+from loralab.inference.load import Loaded
 from loralab.models.architecture import (
     FAMILIES,
     PRESETS,
@@ -328,6 +331,50 @@ def test_the_packing_check_says_what_three_packed_rows_show(kind):
         assert error > 0.1
         with pytest.raises(ModelError, match="read each other"):
             check_packing(loaded)
+
+
+def answering(kind, method="lora"):
+    base = load(kind)
+    base.processor.pad_token = base.processor.pad_token or base.processor.eos_token
+    base.processor.chat_template = None
+    params = {"tokens": 8} if method == "prompt-tuning" else {}
+    model = attach(base, PEFTConfig(name=method, params=params)).model
+    task = SimpleNamespace(params=SimpleNamespace(max_source_length=600))
+    return Loaded(model.eval(), base, task)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+@pytest.mark.parametrize(("method", "free"), [("lora", 13), ("prompt-tuning", 5)])
+def test_a_table_of_positions_holds_prompt_and_answer_or_it_is_told(kind, method, free):
+    adapter = answering(kind, method)
+    text = adapter.base.processor.decode([50] * 500)
+    assert encode(adapter, [text])["input_ids"].shape[1] in (500, 501)  # with <s>
+    new = free - (encode(adapter, [text])["input_ids"].shape[1] - 500)
+    assert len(generate(adapter, [text], 1, max_new_tokens=new)) == 1
+    for said in (
+        lambda: generate(adapter, ["a", text], 2, max_new_tokens=new + 1),
+        lambda: list(stream(adapter, text, max_new_tokens=new + 1, temperature=0.0)),
+    ):
+        with pytest.raises(DataError, match=rf"{new + 1} new ones.*has 512 positions"):
+            said()
+    with pytest.raises(DataError, match="at least 1"):
+        generate(adapter, ["a"], 1, max_new_tokens=0)
+
+
+def test_source_and_target_have_a_table_each():
+    adapter = answering("bart")
+    text = adapter.base.processor.decode([50] * 500)
+    assert len(generate(adapter, [text], 1, max_new_tokens=20)) == 1
+    for prompt, new in ((text * 2, 4), ("a", 513)):
+        with pytest.raises(DataError, match="has 512 positions"):
+            generate(adapter, [prompt], 1, max_new_tokens=new)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_positions_without_a_table_have_no_end(kind):
+    adapter = answering(kind)
+    text = adapter.base.processor.decode([50] * 520)
+    assert len(generate(adapter, [text], 1, max_new_tokens=2)) == 1
 
 
 @pytest.mark.parametrize("name", sorted(presets("model")))

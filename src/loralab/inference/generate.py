@@ -19,6 +19,9 @@ from loralab.inference.load import Loaded
 Progress = Callable[[int, int], None]
 Row = Mapping[str, Any]
 
+POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
+"""transformers' names of learnt positions."""
+
 
 def prompts_of(adapter: Loaded, rows: Sequence[Row]) -> list[str]:
     """Return what the model is fed for each row.
@@ -52,12 +55,16 @@ def generate(
         temperature: 0 is greedy; above, answers are sampled.
         samples: Answers to a prompt; more than one need a temperature.
         progress: Told of every batch.
+
+    Raises:
+        DataError: a prompt and its answer are more than the model has positions.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: dict[int, list[str]] = {}
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         inputs = encode(adapter, [prompts[i] for i in chunk])
+        _check_room(adapter, inputs["input_ids"].shape[1], max_new_tokens)
         out = _generate(
             adapter, inputs, max_new_tokens, temperature, num_return_sequences=samples
         )
@@ -75,10 +82,15 @@ def generate(
 def stream(
     adapter: Loaded, prompt: str, *, max_new_tokens: int, temperature: float
 ) -> Iterator[str]:
-    """Yield the pieces of one answer as they are written."""
+    """Yield the pieces of one answer as they are written.
+
+    Raises:
+        DataError: the prompt and its answer are more than the model has positions.
+    """
     from transformers import TextIteratorStreamer
 
     inputs = encode(adapter, [prompt])
+    _check_room(adapter, inputs["input_ids"].shape[1], max_new_tokens)
     streamer = TextIteratorStreamer(
         adapter.base.processor, skip_prompt=True, skip_special_tokens=True
     )
@@ -101,6 +113,51 @@ def stream(
 
 def _encoder_decoder(adapter: Loaded) -> bool:
     return adapter.base.head == "seq2seq-lm"
+
+
+def _positions(model: Any) -> int | None:
+    """Return how many positions a model has vectors for; None where it needs none.
+
+    Only a table of positions ends: rotary and relative ones can be told of any.
+    """
+    from torch.nn import Embedding
+
+    return min(
+        (
+            # OPT and BART keep the first rows free, RoBERTa those up to the padding
+            module.num_embeddings
+            - getattr(module, "offset", 0)
+            - (0 if module.padding_idx is None else module.padding_idx + 1)
+            for name, module in model.named_modules()
+            if isinstance(module, Embedding)
+            and name.rpartition(".")[2] in POSITION_TABLES
+        ),
+        default=None,
+    )
+
+
+def _check_room(adapter: Loaded, tokens: int, new: int) -> None:
+    """Refuse prompts of so many tokens where an answer could leave the positions."""
+    if new < 1:
+        raise DataError(
+            f"max_new_tokens is {new}, and must be at least 1", where="max_new_tokens"
+        )
+    limit = _positions(adapter.model)
+    if limit is None:
+        return
+    peft = getattr(adapter.model, "active_peft_config", None)
+    virtual = peft.num_virtual_tokens if peft and peft.is_prompt_learning else 0
+    # the last token is written, and not read; a decoder of its own begins at one
+    read = max(tokens, new) if _encoder_decoder(adapter) else tokens + new - 1
+    if virtual + read > limit:
+        before = f" after {virtual} virtual ones" if virtual else ""
+        raise DataError(
+            f"a text of {tokens:,} tokens{before}, and {new:,} new ones, are too many: "
+            f"the model has {limit:,} positions",
+            where=adapter.base.path,
+            fix="give a shorter text, or fewer new tokens (--max-new-tokens, "
+            "evaluation.max_new_tokens)",
+        )
 
 
 def encode(adapter: Loaded, prompts: list[str]) -> Any:
