@@ -400,6 +400,24 @@ def test_a_check_is_silent_where_it_does_not_apply(kind, mistake, mended):
     assert kind not in files.kinds()
 
 
+def test_the_interval_of_a_share_is_not_doubted_for_few_rows():
+    files = Files()
+    files.result |= {"measured_rows": 12, "primary": "macro-f1"}
+    files.result["better"]["macro-f1"] = "higher"
+    files.result["metrics"]["macro-f1"] = files.result["metrics"]["accuracy"]
+    files.result["shares"] = ["accuracy"]
+    (found,) = (f for f in files.findings() if f.kind == "interval_unsure")
+    assert "macro-f1 is drawn by bootstrap" in found.evidence
+    files.result["primary"] = "accuracy"
+    assert "interval_unsure" not in files.kinds()
+
+
+def test_an_evaluation_says_which_metrics_are_shares(minilm_run):
+    result = minilm_run.evaluations()["test"]
+    assert result["shares"] == ["accuracy"]
+    assert {"macro-f1", "cross_entropy"} <= set(result["metrics"])
+
+
 def test_a_noisy_flat_loss_is_no_fall_and_no_rise():
     files = Files()
     files.losses(2.0, 1.6, 2.1, 1.7, 1.9, 1.6, 2.0, 1.7, 1.9, 1.8, 1.7, 1.9)

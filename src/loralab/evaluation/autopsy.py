@@ -17,6 +17,7 @@ from loralab.evaluation.calculator import get_metrics_calculator
 from loralab.evaluation.evaluate import (
     OnEvent,
     metrics_of,
+    scores_of,
     split_of,
     summarize,
     tell_progress,
@@ -101,10 +102,11 @@ def _measured(
     answers = {
         name: answers_of(task, arm, rows) for name, arm in arms.items() if arm.answers
     }
+    given = scores_of(calculator, answers, arms)
     return {
         "measured_rows": len(whole.rows),
         **config.model_dump(include={"confidence", "resamples"}),
         "primary": (*calculator.metrics, "cross_entropy")[0],
         "better": {**calculator.better, "cross_entropy": "lower"},
-        "metrics": summarize(calculator, answers, arms, config, task),
+        "metrics": summarize(given, list(arms), config, task),
     }

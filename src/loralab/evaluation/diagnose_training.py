@@ -198,10 +198,12 @@ def _test_rows(case: Case) -> Iterator[Finding]:
 
 def _interval(case: Case) -> Iterator[Finding]:
     rows = case.result.get("measured_rows", FEWEST_DRAWN_FROM)
-    if rows < FEWEST_DRAWN_FROM:
-        seen = f"{rows} {case.result['split']} rows: intervals from so few are too "
+    metric = case.result.get("primary", "")
+    if rows < FEWEST_DRAWN_FROM and metric not in case.result.get("shares", ()):
+        seen = f"{rows} {case.result['split']} rows: the interval of {metric} is drawn "
+        seen += "by bootstrap, and from so few rows too narrow"
         fix = "more test rows: data.max_rows.test, data.test_fraction"
-        yield Finding("interval_unsure", "suspect", f"{seen}narrow", fix)
+        yield Finding("interval_unsure", "suspect", seen, fix)
 
 
 def _majority(case: Case) -> Iterator[Finding]:

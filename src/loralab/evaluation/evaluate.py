@@ -134,12 +134,12 @@ def evaluate_split(
     task = adapter.task
     calculator = get_metrics_calculator(metrics_of(task, config), task.form)
     writes = generates(task) and bool(calculator.metrics)
-
     tell = tell_progress(split, on_event)
     arms, notes = measure(adapter, rows, config, writes, tell)
     answers = {
         name: answers_of(task, arm, rows) for name, arm in arms.items() if arm.answers
     }
+    given = scores_of(calculator, answers, arms)
     result: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "split": split,
@@ -150,8 +150,9 @@ def evaluate_split(
         **config.model_dump(include={"confidence", "resamples"}),
         "primary": (*calculator.metrics, "cross_entropy")[0],
         "better": {**calculator.better, "cross_entropy": "lower"},
+        "shares": [name for name in given[0] if _shares(given, name)],
         "seconds": {name: round(arm.seconds, 3) for name, arm in arms.items()},
-        "metrics": summarize(calculator, answers, arms, config, task),
+        "metrics": summarize(given, list(arms), config, task),
         **_by_class(task, answers),
         **_by_group(task, calculator, answers),
     }
@@ -173,10 +174,28 @@ def tell_progress(split: str, on_event: OnEvent | None) -> Tell:
     return tell
 
 
-def summarize(
+def scores_of(
     calculator: MetricsCalculator,
     answers: Mapping[str, Answers],
     arms: Mapping[str, Arm],
+) -> list[dict[str, Scores]]:
+    """Return each arm's scores by metric, cross-entropy the last."""
+    given: list[dict[str, Scores]] = []
+    for name, arm in arms.items():
+        own = calculator.scores(answers[name]) if name in answers else {}
+        entropy = ratio_of(column(arm.nll), column(arm.labels))
+        given.append({**own, "cross_entropy": entropy})
+    return given
+
+
+def _shares(given: Sequence[Mapping[str, Scores]], metric: str) -> bool:
+    """Return whether a metric is the share of right rows, of every arm."""
+    return all(arm[metric].proportion for arm in given)
+
+
+def summarize(
+    given: Sequence[Mapping[str, Scores]],
+    arms: Sequence[str],
     config: EvaluationConfig,
     task: DataPreprocessor,
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -184,11 +203,6 @@ def summarize(
 
     The difference is adapter minus base, on the same rows.
     """
-    given: list[dict[str, Scores]] = []
-    for name, arm in arms.items():
-        own = calculator.scores(answers[name]) if name in answers else {}
-        entropy = ratio_of(column(arm.nll), column(arm.labels))
-        given.append({**own, "cross_entropy": entropy})
     found = score_intervals(given, config.confidence, config.resamples, config.seed)
     if generates(task):
         values = found["cross_entropy"][: len(arms)]
