@@ -194,3 +194,25 @@ def test_offline_nothing_is_asked(tmp_path):
     seconds, message = ask(tmp_path, HF_HUB_OFFLINE="1")
     assert seconds < 10
     assert "HF_HUB_OFFLINE" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "says"),
+    [("a.csv", ";", "';'"), ("a.csv", "\t", "a tab"), ("a.tsv", ",", "a comma")],
+)
+def test_another_delimiter_is_told_once(tmp_path, name, delimiter, says):
+    lines = [delimiter.join(cells) for cells in (["body", "stars"], *[["a", "1"]] * 9)]
+    file = write(tmp_path / name, "\n".join(lines))
+    with pytest.raises(DataError, match=f"seem to be separated by {says}"):
+        rows(file)
+
+
+def test_a_single_column_may_hold_the_delimiter_in_quotes(tmp_path):
+    (row,) = rows(write(tmp_path / "a.csv", '"text, raw"\n"a; b"\n'))
+    assert row.columns == {"text, raw": "a; b"}
+
+
+@pytest.mark.parametrize("text", ["", "text,label\n"])
+def test_a_file_without_rows_is_named(tmp_path, text):
+    with pytest.raises(DataError, match=r"none\.csv: no usable row"):
+        rows(write(tmp_path / "none.csv", text))

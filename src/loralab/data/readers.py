@@ -47,6 +47,26 @@ class Place:
         return handle
 
 
+def _check_delimiter(place: Place, header: list[str], delimiter: str) -> None:
+    """Refuse a header that is one column here and several with another delimiter.
+
+    A column whose name holds one is refused too: its name can be changed.
+
+    Raises:
+        DataError: it is, which would else be told of every row.
+    """
+    names = {",": "a comma", ";": "';'", "\t": "a tab"}
+    others = [one for one in names if one != delimiter and one in header[0]]
+    if len(header) == 1 and others:
+        raise DataError(
+            f"its columns seem to be separated by {names[others[0]]}, "
+            f"and {place.ending} is read with {names[delimiter]}",
+            where=f"{place.name}:1",
+            fix="save it with commas as .csv, with tabs as .tsv, or as .jsonl or "
+            ".parquet",
+        )
+
+
 def _csv(place: Place) -> Iterator[RawRow]:
     delimiter = "\t" if place.ending == ".tsv" else ","
     csv.field_size_limit(_CELL_LIMIT)
@@ -65,6 +85,7 @@ def _csv(place: Place) -> Iterator[RawRow]:
                     if twice:
                         what = f"two columns are called {twice[0]!r}"
                         raise DataError(what, where=f"{place.name}:1")
+                    _check_delimiter(place, header, delimiter)
                     continue
                 problem = ""
                 if len(cells) != len(header):

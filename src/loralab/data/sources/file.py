@@ -234,5 +234,11 @@ def read(params: FileParams) -> Iterator[RawRow]:
             )
         other, is_folder = _find(path)
         pairs += [(file, split) for file in (_flat(other) if is_folder else [other])]
+    empty = True
     for file, of in pairs:
-        yield from _rows(file, of or ("train" if named else None))
+        for row in _rows(file, of or ("train" if named else None)):
+            empty = False
+            yield row
+    if empty:
+        where = ", ".join(file.name for file, _ in pairs[:3])
+        raise DataError("no usable row", where=where, why="empty, or only a header")
