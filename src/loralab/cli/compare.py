@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from loralab.cli.json_output import Json, print_json
+from loralab.cli.lines import read_lines
 from loralab.cli.options import RunNames, RunsDir, Split
 from loralab.units import duration, percent, size
 
@@ -57,7 +58,7 @@ def compare(
     for run in chosen:
         if quality:
             evaluator.evaluate_model(run)
-    asked = _lines(prompts) if prompts else []
+    asked = [line for line in read_lines(prompts) if line.strip()] if prompts else []
     found = evaluator.compare(chosen, rounds=rounds if latency else 0, inputs=asked)
     if out:
         _write(out, found)
@@ -65,16 +66,6 @@ def compare(
         print_json(found)
     else:
         show(found)
-
-
-def _lines(file: Path) -> list[str]:
-    from loralab.errors import DataError
-
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(file)) from None
-    return [line for line in text.splitlines() if line.strip()]
 
 
 def _write(folder: Path, found: dict[str, Any]) -> None:
