@@ -41,7 +41,7 @@ def compare(
     With --json an object: records (of each run), paired, unpaired (and why); latency
     and footprint with --latency, answers with --prompts.
 
-    Example: loralab compare trec-6 trec-6-onnx-int8 --latency --out comparison
+    Example: loralab compare trec-6 trec-6-onnx-int8 --quality --out comparison
     """
     from loralab.cli import render
     from loralab.experiments.evaluator import ModelEvaluator
@@ -69,12 +69,15 @@ def compare(
 
 
 def _write(folder: Path, found: dict[str, Any]) -> None:
+    from loralab.cli import render
     from loralab.reporting.comparison import html, markdown
     from loralab.runs.files import write_json, write_text
 
     write_json(folder / "comparison.json", found)
     write_text(folder / "comparison.md", markdown("Comparison", found))
     write_text(folder / "comparison.html", html("Comparison", found))
+    console = render.console(stderr=True)  # of --json, too
+    console.print(f"wrote    {folder}: comparison.json, .md, .html", soft_wrap=True)
 
 
 def show(found: dict[str, Any]) -> None:

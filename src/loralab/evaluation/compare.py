@@ -28,11 +28,14 @@ def record(run: Run, split: str) -> dict[str, Any]:
     """
     content = run.read()
     result = run.evaluations().get(split)
-    if content["status"] != "complete" or result is None:
+    ended = content["status"] == "complete"
+    if not ended or result is None:
         raise RunError(
             f"has no finished evaluation of {split} rows",
             where=str(run.path),
-            fix="finish it with --resume, or measure it: `loralab evaluate`",
+            fix=f"measure it: `loralab compare … --split {split} --quality`"
+            if ended
+            else "finish it first: it is " + content["status"],
         )
     metric = result["primary"]
     return {
