@@ -103,7 +103,7 @@ def nearest(name: str, legal: Iterable[str], count: int = 3) -> str:
     shows a legal spelling.
     """
     legal = sorted(legal)
-    close = get_close_matches(name, legal, n=count, cutoff=0.55)
+    close = get_close_matches(name, legal, n=count, cutoff=0.5)
     if close:
         return f"nearest: {', '.join(close)}"
     return f"known: {', '.join(legal)}" if legal else "nothing is registered"

@@ -32,5 +32,5 @@ def test_it_covers_the_median_of_a_skewed_law(n):
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_too_few_are_refused(n):
-    with pytest.raises(EvidenceError, match="measurements give no interval"):
+    with pytest.raises(EvidenceError, match="measurements give no 95 % interval"):
         median_interval([1.0] * n)
