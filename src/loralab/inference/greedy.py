@@ -31,7 +31,6 @@ PLAIN: dict[str, Any] = {
     "begin_suppress_tokens": None,
     "guidance_scale": None,
     "stop_strings": None,
-    "top_k": 0,
     "top_p": 1.0,
     "min_p": None,
     "top_h": None,
@@ -48,8 +47,9 @@ OnToken = Callable[[], None]
 
 def decoding(temperature: float) -> dict[str, Any]:
     """Return how transformers shall write: the likeliest token, or by temperature."""
-    chosen = {"do_sample": temperature > 0, "temperature": temperature or 1.0}
-    return {**PLAIN, **chosen}
+    if temperature == 0:
+        return {**PLAIN, "do_sample": False, "temperature": 1.0, "top_k": None}
+    return {**PLAIN, "do_sample": True, "temperature": temperature, "top_k": 0}
 
 
 def greedy(
