@@ -206,9 +206,6 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
     steps = int(-(-config.num_train_epochs * per_epoch // 1))
     if config.max_steps > 0:
         steps = config.max_steps
-    whole, rest = divmod(steps, per_epoch)
-    last = epoch_order(of, batch, accumulation, config.seed, whole)
-    last = last[: rest * accumulation]
     attached, numerics = prepared.attached, prepared.base.numerics
     image = examples.pixels.tokens if examples.pixels is not None else None
     overhead = overhead_of(numerics.device) if processes == 1 else 2**40
@@ -216,7 +213,7 @@ def plan_of(prepared: Prepared) -> dict[str, Any]:
     return {
         "steps": steps,
         "steps_per_epoch": per_epoch,
-        "tokens": whole * sum(of) + sum(of[unit] for part in last for unit in part),
+        "tokens": round(sum(of) * steps / per_epoch),
         "examples": len(examples),
         "packs": len(of) if examples.capacity is not None else None,
         "supervised_share": examples.supervised / examples.tokens,
