@@ -34,7 +34,7 @@ _BLOCK = re.compile(
     re.M | re.S,
 )
 _VARIABLE = re.compile(r"^[A-Z_]+=\S+$")
-SMALL = ["data.max_rows={train: 200, validation: 16, test: 32}", "training.max_steps=4"]
+SMALL = ["data.max_rows={train: 200, validation: 16, test: 96}", "training.max_steps=4"]
 SETTINGS = {"method": MergeConfig, "to": StorageConfig, "route": RouteConfig}
 """Parameter of a verb -> the schema of what it names."""
 

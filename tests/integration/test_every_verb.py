@@ -292,7 +292,7 @@ def test_an_adapter_alone_is_not_stored_as_a_model(here):
     ("words", "told"),
     [
         ("merge one two --out c --method opmc", "error: --method: no merge method"),
-        ("merge one two --out c --method sum", "known: average, "),
+        ("merge one two --out c --method zzz", "known: average, "),
         ("merge one two --out c --method opcm alpha=3", "error: alpha: unknown key"),
         ("merge one two --out c", "average, breadcrumbs"),
         ("merge init new", "average, breadcrumbs"),

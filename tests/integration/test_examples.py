@@ -31,7 +31,7 @@ SAID = {
     ),
     "image_classification": (
         rf"accuracy: base {NUMBER}, adapter {NUMBER}",
-        r"(?:\S.* \(\d+%\)\n){4}",
+        r"(?:\S.* \([01]\.\d\d\)\n){4}",
     ),
     "merge_adapters": (
         rf"2 adapters in runs/both, λ {NUMBER}",
@@ -41,8 +41,8 @@ SAID = {
         r"[A-Z]+ Who is she\?",
     ),
     "quantize_and_deploy": (
-        r"[\d,]{9,} bytes, \d\d% of fp16",
-        r"of the adapter (9\d|100)\.\d% survived",
+        r"[\d,]{9,} bytes, \d\d % of fp16",
+        r"of the adapter (9\d|100)\.\d % survived",
         "the certificate passed",
         r"'label': '(ham|spam)'",
     ),
