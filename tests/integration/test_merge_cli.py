@@ -141,6 +141,8 @@ def test_a_run_is_an_adapter(here, minilm_run):
 def test_what_somebody_put_into_a_merged_folder_is_not_deleted_with_it(here):
     done("one", "two", "--out", "both", "--method", "average")
     done("one", "two", "--out", "both", "--method", "cat")  # a merge is replaced
+    (here / "both" / "merge.json").write_text("[]", encoding="utf-8")
+    done("one", "two", "--out", "both", "--method", "cat")  # and a broken record
     (here / "both" / "notes.txt").write_text("mine", encoding="utf-8")
     (here / "both" / "eval").mkdir()
     before = weights_of(here / "both")

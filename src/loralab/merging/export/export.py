@@ -150,7 +150,7 @@ def _others(folder: Path) -> list[str]:
         return []
     try:
         own = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):  # broken, or of a time before it named its files
+    except (ValueError, KeyError, TypeError):  # broken, or it did not name them yet
         own = [file.name for file in folder.iterdir() if file.is_file()] + [HEADS]
     there = {file.name for file in folder.iterdir()}
     return sorted(there - {*own, *OF_ITS_OWN})
